@@ -1,0 +1,200 @@
+"""What a client turn costs when the client does nothing: our runtime against Flower's Ray one.
+
+Both move a model of 1 M parameters to a client and back, into a PyTorch model and out of it, and
+average the replies. Run both in one go, because machines differ:
+
+    python benchmarks/overhead.py
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+
+import torch
+from torch import nn
+
+SIZE = 1000
+"""A square linear layer of SIZE x SIZE weights: 1 M parameters and SIZE biases."""
+
+
+def model() -> nn.Module:
+    """Return the model that travels."""
+    return nn.Linear(SIZE, SIZE)
+
+
+def ours(num_clients: int, num_rounds: int) -> dict[str, float]:
+    """Return milliseconds a no-op turn in our in-process runtime, and with aggregation."""
+    from fedlearn.client import Client, LocalWork, make_client_app
+    from fedlearn.evaluation import Evaluator
+    from fedlearn.runtimes.inprocess import InProcess
+    from fedlearn.schedule import Schedule
+    from fedlearn.server import RoundPlan, Server, make_server_app
+    from fedlearn.types import (
+        Experience,
+        Report,
+        Samples,
+        Scenario,
+        Shares,
+        State,
+        Turn,
+    )
+    from strategies.aggregation.fedavg import FedAvg
+
+    class NoOp:
+        def train_turn(
+            self,
+            model: nn.Module,
+            experience: Experience,
+            stream: Callable[[int], Experience],
+            turn: Turn,
+            state: State,
+        ) -> Report:
+            return Report(state, 0.0, 0)
+
+    samples = Samples(torch.zeros(num_clients, SIZE), torch.zeros(num_clients, dtype=torch.int64))
+    none = torch.empty(0, dtype=torch.int64)
+    scenario = Scenario(
+        name="no-op",
+        kind="class",
+        train=samples,
+        test=samples,
+        shares=Shares.of([[torch.tensor([k])] for k in range(num_clients)]),
+        held_out=Shares.of([[none]] * num_clients),
+        test_rows=(torch.tensor([0]),),
+        classes=((0,),),
+        transforms=(None,),
+        num_classes=SIZE,
+    )
+    schedule = Schedule(1, num_rounds)
+    evaluator = Evaluator(SIZE, None)
+    events: list[dict[str, object]] = []
+    server = Server(
+        scenario,
+        schedule,
+        FedAvg(min_train_nodes=1, min_available_nodes=1, min_evaluate_nodes=1),
+        None,
+        model,
+        evaluator,
+        RoundPlan(0, 1.0, 0.0, num_rounds, 1),
+        lambda event: events.append(dict(event)),
+    )
+    client = Client(scenario, schedule, NoOp(), model, evaluator, LocalWork(0, 1, 1))
+    InProcess().run(make_server_app(server), make_client_app(client), num_clients)
+    times = [event["time"] for event in events if event["event"] == "round"]
+    first, times = times[0], times[1:]
+    return {
+        "first_round_s": first["round_s"],
+        "turn_ms": 1e3 * statistics.median(t["train_s"] for t in times) / num_clients,
+        "turn_and_aggregation_ms": 1e3
+        * statistics.median(t["round_s"] - t["evaluate_s"] for t in times)
+        / num_clients,
+    }
+
+
+def flowers(num_clients: int, num_rounds: int) -> dict[str, float]:
+    """Return milliseconds a no-op turn in Flower's Ray simulation, and with aggregation."""
+    import logging
+
+    from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+    from flwr.clientapp import ClientApp
+    from flwr.serverapp import Grid, ServerApp
+    from flwr.serverapp.strategy import FedAvg
+    from flwr.simulation import run_simulation
+
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    client_app = ClientApp()
+
+    @client_app.train()
+    def train(message: Message, _: Context) -> Message:
+        local = nn.Linear(1000, 1000)
+        local.load_state_dict(message.content["arrays"].to_torch_state_dict())
+        content = RecordDict(
+            {
+                "arrays": ArrayRecord(local.state_dict()),
+                "metrics": MetricRecord({"num-examples": 1}),
+            }
+        )
+        return Message(content, reply_to=message)
+
+    server_app = ServerApp()
+    seconds: list[float] = []
+    with_aggregation: list[float] = []
+    first_round_at: list[float] = []
+
+    @server_app.main()
+    def main(grid: Grid, _: Context) -> None:
+        strategy = FedAvg(fraction_evaluate=0.0, min_available_nodes=num_clients)
+        arrays = ArrayRecord(model().state_dict())
+        for server_round in range(1, num_rounds + 1):
+            started = time.perf_counter()
+            messages = strategy.configure_train(server_round, arrays, ConfigRecord(), grid)
+            sent = time.perf_counter()
+            replies = list(grid.send_and_receive(messages))
+            seconds.append(time.perf_counter() - sent)
+            arrays, _ = strategy.aggregate_train(server_round, replies)
+            with_aggregation.append(time.perf_counter() - started)
+            first_round_at.append(time.perf_counter())
+
+    begun = time.perf_counter()
+    run_simulation(
+        server_app,
+        client_app,
+        num_supernodes=num_clients,
+        backend_config={
+            "init_args": {"address": "local", "logging_level": logging.ERROR},
+            "client_resources": {"num_cpus": 1},
+        },
+    )
+    return {
+        "first_round_s": first_round_at[0] - begun,
+        "turn_ms": 1e3 * statistics.median(seconds[1:]) / num_clients,
+        "turn_and_aggregation_ms": 1e3 * statistics.median(with_aggregation[1:]) / num_clients,
+    }
+
+
+def _in_a_process(side: str, clients: int, rounds: int) -> dict[str, float]:
+    # one process each: Ray's workers and our threads must not share one
+    command = [sys.executable, __file__, "--side", side, "--clients", str(clients)]
+    result = subprocess.run(
+        [*command, "--rounds", str(rounds)], check=True, capture_output=True, text=True
+    )
+    return dict(json.loads(result.stdout.splitlines()[-1]))
+
+
+def main() -> None:
+    """Print both sides and their ratios."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clients", type=int, default=50)
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--side", choices=["ours", "flowers"])
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.side:
+        side = ours if arguments.side == "ours" else flowers
+        print(json.dumps(side(arguments.clients, arguments.rounds)))
+        return
+    own = _in_a_process("ours", arguments.clients, arguments.rounds)
+    ray = _in_a_process("flowers", arguments.clients, arguments.rounds)
+    print(f"no-op client turn, 1 001 000 parameters, {arguments.clients} clients a round, median")
+    print(f"{'':28}{'fedlearn':>10}{'Flower Ray':>12}{'ratio':>8}")
+    for key, label in (
+        ("turn_ms", "turn, ms"),
+        ("turn_and_aggregation_ms", "turn and aggregation, ms"),
+    ):
+        print(f"{label:28}{own[key]:10.2f}{ray[key]:12.2f}{ray[key] / own[key]:7.0f}x")
+    print(
+        f"{'start to first round, s':28}{own['first_round_s']:10.2f}{ray['first_round_s']:12.1f}"
+        f"{ray['first_round_s'] / own['first_round_s']:7.0f}x"
+    )
+
+
+if __name__ == "__main__":
+    main()

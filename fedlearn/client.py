@@ -1,0 +1,136 @@
+"""One client's turn: the Flower ClientApp."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import cast
+
+from flwr.app import Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from torch import nn
+
+from fedlearn import records
+from fedlearn.client_state import ClientState
+from fedlearn.evaluation import Evaluator
+from fedlearn.schedule import Schedule
+from fedlearn.types import ContinualStrategy, Scenario, Turn
+
+
+@dataclass(frozen=True)
+class LocalWork:
+    """How much a client trains in one turn.
+
+    Attributes:
+        run_seed: The run's seed.
+        epochs: Local epochs a turn, at least 1.
+        batch_size: Samples a step, at least 1.
+    """
+
+    run_seed: int
+    epochs: int
+    batch_size: int
+
+
+class Client:
+    """Everything that the clients of one process share; who a client is comes with its context.
+
+    There is one model object a process. Each turn gives it the received weights and leaves the
+    trained ones in the reply; nothing of one client stays for the next but in its own state.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        schedule: Schedule,
+        continual: ContinualStrategy,
+        build_model: Callable[[], nn.Module],
+        evaluator: Evaluator,
+        work: LocalWork,
+    ) -> None:
+        self._scenario = scenario
+        self._schedule = schedule
+        self._continual = continual
+        self._build_model = build_model
+        self._evaluator = evaluator
+        self._work = work
+
+    @cached_property
+    def _model(self) -> nn.Module:
+        return self._build_model()
+
+    def train(self, message: Message, context: Context) -> Message:
+        """Take one turn: restore, train, stage the new state, reply."""
+        client_id = client_id_of(context)
+        instruction = records.read_instruction(message)
+        kept = ClientState(context.state)
+        kept.settle(instruction.acknowledged)
+        now = self._schedule.experience(client_id, instruction.server_round)
+        experience = self._scenario.experience(client_id, now)
+        if not len(experience):
+            return records.idle_reply(message)
+        state, last = kept.committed()
+        stream = partial(self._scenario.experience, client_id)
+        turn = Turn(
+            run_seed=self._work.run_seed,
+            client_id=client_id,
+            server_round=instruction.server_round,
+            first_epoch=(instruction.server_round - 1) * self._work.epochs,
+            epochs=self._work.epochs,
+            batch_size=self._work.batch_size,
+            previous=stream(last) if last is not None and last != now else None,
+            config=instruction.config,
+        )
+        records.load(self._model, instruction.parameters, instruction.buffers)
+        self._model.train()
+        report = self._continual.train_turn(self._model, experience, stream, turn, state)
+        kept.stage(report.state, instruction.server_round, now)
+        return records.train_reply(
+            message,
+            self._model,
+            num_examples=len(experience),
+            loss=report.loss,
+            steps=report.steps,
+            replayed=report.replayed,
+            metrics=report.metrics,
+        )
+
+    def evaluate(self, message: Message, context: Context) -> Message:
+        """Reply with the model's accuracy on what this client set aside, by experience."""
+        instruction = records.read_instruction(message)
+        records.load(self._model, instruction.parameters, instruction.buffers)
+        scores = [
+            self._evaluator.score(self._model, experience)
+            for experience in self._scenario.held_out_stream(client_id_of(context))
+        ]
+        total = sum(score.total for score in scores)
+        correct = sum(score.correct for score in scores)
+        # A metric cannot be missing: -1 stands for an experience without a sample to test on.
+        accuracy = [-1.0 if math.isnan(score.accuracy) else score.accuracy for score in scores]
+        metrics = MetricRecord(
+            {
+                records.NUM_EXAMPLES: total,
+                records.CORRECT: correct,
+                records.ACCURACY: accuracy,
+            }
+        )
+        return Message(RecordDict({records.METRICS: metrics}), reply_to=message)
+
+    def query(self, message: Message, context: Context) -> Message:
+        """Reply with who this client is."""
+        metrics = MetricRecord({records.PARTITION_ID: client_id_of(context)})
+        return Message(RecordDict({records.METRICS: metrics}), reply_to=message)
+
+
+def client_id_of(context: Context) -> int:
+    """Return the client id that Flower keeps in the node's configuration."""
+    return cast(int, context.node_config[records.PARTITION_ID])
+
+
+def make_client_app(client: Client) -> ClientApp:
+    """Return the Flower app that answers train, evaluate and query messages."""
+    app = ClientApp()
+    app.train()(client.train)
+    app.evaluate()(client.evaluate)
+    app.query()(client.query)
+    return app

@@ -1,0 +1,69 @@
+"""A client's continual state in Flower's `Context.state`: staged in a turn, committed when used.
+
+A turn leaves its new state *staged* beside the *committed* one. The next instruction says which
+round of this client the server last used: if that is the staged round, it is committed; if not
+(the reply was late, lost or quarantined), it is dropped and the client goes on from where the
+server last saw it. A turn that raises stages nothing.
+"""
+
+from typing import cast
+
+from flwr.app import ConfigRecord, RecordDict
+
+from fedlearn.records import to_arrays, to_tensors
+from fedlearn.types import State
+
+_COMMITTED, _STAGED = "committed", "staged"
+_ROUND, _EXPERIENCE = "round", "experience"
+_PARTS = ("tensors", "values", "progress")
+
+
+class ClientState:
+    """The view of one client's state inside its `Context.state`."""
+
+    def __init__(self, records: RecordDict) -> None:
+        self._records = records
+
+    def settle(self, acknowledged: int) -> None:
+        """Commit what is staged if the server used it, else drop it.
+
+        Args:
+            acknowledged: The last round whose reply of this client the server used; 0 for none.
+        """
+        staged = self._round(_STAGED)
+        if staged is None:
+            return
+        if staged == acknowledged:
+            self._move(_STAGED, _COMMITTED)
+        else:
+            self._drop(_STAGED)
+
+    def committed(self) -> tuple[State, int | None]:
+        """Return the committed state and the experience it was left in (None before any turn)."""
+        if self._round(_COMMITTED) is None:
+            return State(), None
+        tensors = self._records.array_records[f"{_COMMITTED}.tensors"]
+        values = self._records.config_records[f"{_COMMITTED}.values"]
+        progress = self._records.config_records[f"{_COMMITTED}.progress"]
+        return State(to_tensors(tensors), dict(values)), cast(int, progress[_EXPERIENCE])
+
+    def stage(self, state: State, server_round: int, experience: int) -> None:
+        """Keep what the turn of `server_round`, spent in `experience`, left behind."""
+        self._records[f"{_STAGED}.tensors"] = to_arrays(state.tensors)
+        self._records[f"{_STAGED}.values"] = ConfigRecord(dict(state.values))
+        self._records[f"{_STAGED}.progress"] = ConfigRecord(
+            {_ROUND: server_round, _EXPERIENCE: experience}
+        )
+
+    def _round(self, which: str) -> int | None:
+        progress = self._records.config_records.get(f"{which}.progress")
+        return None if progress is None else cast(int, progress[_ROUND])
+
+    def _move(self, source: str, target: str) -> None:
+        for part in _PARTS:
+            self._records[f"{target}.{part}"] = self._records[f"{source}.{part}"]
+        self._drop(source)
+
+    def _drop(self, which: str) -> None:
+        for part in _PARTS:
+            del self._records[f"{which}.{part}"]

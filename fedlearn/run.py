@@ -1,0 +1,129 @@
+"""One run, from built parts to a run directory that tells everything about it."""
+
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedlearn.client import Client, LocalWork, make_client_app
+from fedlearn.cohort import cohort_size
+from fedlearn.evaluation import Evaluator
+from fedlearn.server import RoundPlan, RunFailedError, Server, make_server_app
+
+if TYPE_CHECKING:
+    from fedlearn.config.experiment import Experiment
+    from fedlearn.tracking.tracker import Tracker
+
+_log = logging.getLogger(__name__)
+
+COMPLETED, INTERRUPTED, FAILED = "completed", "interrupted", "failed"
+
+
+def execute(
+    experiment: "Experiment", tracker: "Tracker", run_dir: Path, config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Run an experiment to its end and return its summary.
+
+    Whatever happens, what was measured until then is in the run directory.
+
+    Args:
+        experiment: The parts.
+        tracker: Receives the events; its `finish` is called in any case.
+        run_dir: An existing directory.
+        config: The composed configuration, for the record.
+
+    Raises:
+        RunFailedError: The run could not learn (see `fedlearn.server.Server.run`).
+        KeyboardInterrupt: The user ended it.
+    """
+    started = time.perf_counter()
+    manifest = experiment.scenario.manifest()
+    server, client = make_parts(experiment, tracker)
+    tracker.start(run_dir, config, manifest)
+    status = FAILED
+    try:
+        tracker.event(start_event(experiment, server, manifest["hash"]))
+        experiment.runtime.run(
+            make_server_app(server), make_client_app(client), experiment.scenario.num_clients
+        )
+        status = COMPLETED
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+        raise
+    except RunFailedError as error:
+        _log.error("%s", error)
+        raise
+    finally:
+        seconds = time.perf_counter() - started
+        summary = summary_of(experiment, server, manifest["hash"], status, seconds)
+        tracker.finish(summary)
+    return summary
+
+
+def make_parts(experiment: "Experiment", tracker: "Tracker") -> tuple[Server, Client]:
+    """Return the server and what the clients share, built from the experiment's parts."""
+    settings = experiment.settings
+    evaluator = Evaluator(experiment.scenario.num_classes, experiment.training.heads)
+    server = Server(
+        experiment.scenario,
+        experiment.schedule,
+        experiment.aggregation,
+        experiment.bound,
+        experiment.build_model,
+        evaluator,
+        RoundPlan(
+            run_seed=settings.seed,
+            fraction_train=settings.fraction_train,
+            fraction_evaluate=settings.fraction_evaluate,
+            evaluate_every=settings.evaluate_every,
+            max_failed_rounds=settings.max_failed_rounds,
+        ),
+        tracker.event,
+    )
+    client = Client(
+        experiment.scenario,
+        experiment.schedule,
+        experiment.continual,
+        experiment.build_model,
+        evaluator,
+        LocalWork(settings.seed, settings.local.epochs, settings.local.batch_size),
+    )
+    return server, client
+
+
+def start_event(experiment: "Experiment", server: Server, manifest_hash: str) -> dict[str, Any]:
+    """Return the event that opens a run."""
+    settings, scenario = experiment.settings, experiment.scenario
+    return {
+        "event": "start",
+        "name": settings.name,
+        "rounds": experiment.schedule.num_rounds,
+        "rounds_per_experience": settings.rounds_per_experience,
+        "clients": scenario.num_clients,
+        "cohort_size": cohort_size(scenario.num_clients, settings.fraction_train),
+        "experiences": scenario.num_experiences,
+        "parameters": sum(tensor.numel() for tensor in server.parameters.values()),
+        "seed": settings.seed,
+        "manifest_hash": manifest_hash,
+        "device": str(experiment.device),
+        **{key: experiment.choices[key] for key in ("scenario", "continual", "aggregation")},
+    }
+
+
+def summary_of(
+    experiment: "Experiment", server: Server, manifest_hash: str, status: str, seconds: float
+) -> dict[str, Any]:
+    """Return what a run came to, as JSON values; the keys are part of the interface."""
+    return {
+        "status": status,
+        "name": experiment.settings.name,
+        "digest": server.digest,
+        "manifest_hash": manifest_hash,
+        "seed": experiment.settings.seed,
+        "rounds": server.rounds,
+        "clients": experiment.scenario.num_clients,
+        "experiences": experiment.scenario.num_experiences,
+        **server.scoreboard.summary(server.learned),
+        **server.ledger.summary(seconds),
+    }

@@ -1,0 +1,1 @@
+"""Runtimes: what runs the ServerApp and the ClientApps."""

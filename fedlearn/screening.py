@@ -1,0 +1,171 @@
+"""What the server accepts from clients: nothing that could spoil the global model gets through."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from torch import Tensor
+
+from fedlearn.records import (
+    ARRAYS,
+    BUFFERS,
+    IDLE,
+    METRICS,
+    NUM_EXAMPLES,
+    TRAIN_LOSS,
+    Tensors,
+    metrics_of,
+    to_tensors,
+    wire_bytes,
+)
+
+
+@dataclass
+class Screened:
+    """A round's replies, sorted by what the server may do with them.
+
+    Attributes:
+        accepted: Fit for aggregation, by client id, ascending; parameters only.
+        buffers: Each accepted client's buffers.
+        idle: Clients that had nothing to train on.
+        quarantined: Clients whose reply must not be used, and why.
+        failed: Clients that raised, and what.
+        up_bytes: Bytes of arrays received, of every reply.
+    """
+
+    accepted: dict[int, Message] = field(default_factory=dict)
+    buffers: dict[int, Tensors] = field(default_factory=dict)
+    idle: list[int] = field(default_factory=list)
+    quarantined: dict[int, str] = field(default_factory=dict)
+    failed: dict[int, str] = field(default_factory=dict)
+    up_bytes: int = 0
+
+    def num_examples(self, client_id: int) -> float:
+        """Return the weight that an accepted client reported."""
+        return float(cast(float, metrics_of(self.accepted[client_id])[NUM_EXAMPLES]))
+
+
+def screen(
+    replies: Iterable[Message],
+    client_of: Mapping[int, int],
+    parameters: Mapping[str, Tensor],
+    buffers: Mapping[str, Tensor],
+    max_examples: Callable[[int], int],
+) -> Screened:
+    """Sort a round's replies into those to use, those to leave out, and why.
+
+    Args:
+        replies: In any order.
+        client_of: Flower's node id to client id, for the round's cohort.
+        parameters: The global parameters: names, shapes and dtypes that a reply must have.
+        buffers: The global buffers, likewise.
+        max_examples: The most samples that a client can honestly report.
+    """
+    screened = Screened()
+    accepted: dict[int, Message] = {}
+    for message in replies:
+        client_id = client_of.get(message.metadata.src_node_id)
+        if client_id is None:
+            continue  # not of this cohort: a late reply, which was never asked for in this round
+        if message.has_error():
+            screened.failed[client_id] = " ".join(str(message.error.reason).split())
+            continue
+        screened.up_bytes += wire_bytes(message.content)
+        if client_id in accepted:
+            continue  # counted once a round, however often it is delivered
+        metrics = metrics_of(message)
+        if metrics.get(IDLE) == 1:
+            screened.idle.append(client_id)
+            continue
+        try:
+            own_buffers = to_tensors(message.content.array_records.pop(BUFFERS, ArrayRecord()))
+            if len(message.content.array_records) != 1:
+                raise ValueError(
+                    f"carries {len(message.content.array_records)} array records instead of 1"
+                )
+            arrays = next(iter(message.content.array_records.values()))
+            _check_examples(metrics.get(NUM_EXAMPLES), max_examples(client_id))
+            _check_tensors(to_tensors(arrays), parameters)
+            _check_tensors(own_buffers, buffers)
+            loss = metrics.get(TRAIN_LOSS, 0.0)
+            if not isinstance(loss, int | float) or not math.isfinite(loss):
+                raise ValueError(f"{TRAIN_LOSS} is {loss}")
+        except ValueError as error:
+            screened.quarantined[client_id] = str(error)
+            continue
+        accepted[client_id] = message
+        screened.buffers[client_id] = own_buffers
+    common = _common_metrics(list(accepted.values()))
+    for client_id in sorted(accepted):
+        screened.accepted[client_id] = _with_metrics(accepted[client_id], common)
+    screened.idle.sort()
+    return screened
+
+
+def _check_examples(value: Any, limit: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{NUM_EXAMPLES} is {value}")
+    if not 0 < value <= limit:
+        raise ValueError(f"{NUM_EXAMPLES} is {value:g}, must be in 1..{limit}")
+
+
+def _check_tensors(tensors: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> None:
+    missing, extra = reference.keys() - tensors.keys(), tensors.keys() - reference.keys()
+    if missing or extra:
+        raise ValueError(f"arrays: missing {sorted(missing)}, unexpected {sorted(extra)}")
+    for name, expected in reference.items():
+        tensor = tensors[name]
+        if tensor.shape != expected.shape:
+            raise ValueError(
+                f"array {name!r} has shape {list(tensor.shape)}, must be {list(expected.shape)}"
+            )
+        if tensor.dtype != expected.dtype:
+            raise ValueError(f"array {name!r} has dtype {tensor.dtype}, must be {expected.dtype}")
+        if not is_finite(tensor):
+            raise ValueError(f"array {name!r} holds NaN or infinity")
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether every element is finite.
+
+    One pass without a temporary: a sum is finite only if every term is. Large finite terms can
+    overflow it, so a sum that is not finite is looked at again, element by element.
+    """
+    if not tensor.is_floating_point():
+        return True
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+
+
+def _common_metrics(messages: Sequence[Message]) -> set[str]:
+    """Return the metric names that every message has: Flower refuses to aggregate any others."""
+    names = [set(metrics_of(message)) for message in messages]
+    return set.intersection(*names) if names else set()
+
+
+def _with_metrics(message: Message, names: set[str]) -> Message:
+    """Keep exactly one metric record, holding `names` only."""
+    metrics = metrics_of(message)
+    kept = MetricRecord({name: metrics[name] for name in metrics if name in names})
+    arrays = next(iter(message.content.array_records.values()))
+    message.content = RecordDict({ARRAYS: arrays, METRICS: kept})
+    return message
+
+
+def average_buffers(buffers: Mapping[int, Tensors], weights: Mapping[int, float]) -> Tensors:
+    """Return the weighted mean of the clients' buffers; integers stay integers (rounded).
+
+    Args:
+        buffers: Buffers by client id; the same names, shapes and dtypes for each.
+        weights: Each client's weight, positive.
+    """
+    total = sum(weights[client_id] for client_id in sorted(buffers))
+    averaged: Tensors = {}
+    for name, like in next(iter(buffers.values()), {}).items():
+        mean = torch.zeros(like.shape, dtype=torch.float64, device=like.device)
+        for client_id in sorted(buffers):
+            mean += buffers[client_id][name].double() * (weights[client_id] / total)
+        averaged[name] = (mean if like.is_floating_point() else mean.round()).to(like.dtype)
+    return averaged

@@ -1,0 +1,351 @@
+"""The contracts between the engine and its plug-ins: samples, experiences, scenarios, turns.
+
+`strategies/` and `scenarios/` import this module, `fedlearn.seeding` and `fedlearn.heads`, and
+nothing else of the engine (aggregations also `fedlearn.records`). It depends on torch only.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fedlearn.seeding import seed
+
+Transform = Callable[[Tensor], Tensor]
+"""Maps inputs (batch, *input_shape) to inputs of the same shape: an experience's domain."""
+
+Scalar = int | float | bool | str | bytes
+Plain = Scalar | list[int] | list[float] | list[bool] | list[str] | list[bytes]
+"""A value that a state may hold beside its tensors."""
+
+Kind = Literal["class", "task", "domain"]
+"""What an experience brings: new classes, new classes with a known task label, or a new domain."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A dataset as two tensors that live once, on one device.
+
+    Attributes:
+        x: (n, *input_shape) float32.
+        y: (n,) int64, each in [0, num_classes).
+    """
+
+    x: Tensor
+    y: Tensor
+
+    def __post_init__(self) -> None:
+        if len(self.x) != len(self.y):
+            raise ValueError(f"{len(self.x)} inputs but {len(self.y)} labels")
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def to(self, device: torch.device | str) -> "Samples":
+        """Return the same samples on `device` (this object where it is there already)."""
+        x, y = self.x.to(device), self.y.to(device)
+        return self if x is self.x and y is self.y else Samples(x, y)
+
+
+@dataclass(frozen=True)
+class Experience:
+    """One step of one stream: rows of a shared `Samples`, never a copy of them.
+
+    Attributes:
+        index: Position in the stream, 0-based.
+        samples: The store that `rows` points into.
+        rows: (n,) int64. May be empty: the client then has nothing to learn here.
+        classes: The classes that this experience is about, over all clients.
+        task_label: Index of the head to use; 0 unless the scenario is task-incremental.
+        transform: The domain of this experience, or None for the inputs as they are.
+    """
+
+    index: int
+    samples: Samples
+    rows: Tensor
+    classes: tuple[int, ...]
+    task_label: int = 0
+    transform: Transform | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def gather(self, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return inputs (n, *input_shape) and labels (n,) of `rows`, in this experience's domain.
+
+        Args:
+            rows: Rows of the store; those of the experience by default.
+        """
+        rows = self.rows if rows is None else rows
+        x, y = self.samples.x[rows], self.samples.y[rows]
+        return (x if self.transform is None else self.transform(x)), y
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Which rows belong to which (client, experience): one flat tensor and its offsets.
+
+    Attributes:
+        rows: (n,) int64, the rows of pair (0, 0), then those of (0, 1), ...
+        offsets: (num_clients * num_experiences + 1,) int64, where each pair's rows begin.
+        num_experiences: T.
+    """
+
+    rows: Tensor
+    offsets: Tensor
+    num_experiences: int
+
+    @classmethod
+    def of(cls, nested: Sequence[Sequence[Tensor]]) -> "Shares":
+        """Build from rows nested as ``nested[client][experience]``."""
+        flat = [rows for stream in nested for rows in stream]
+        lengths = torch.tensor([0, *(len(rows) for rows in flat)], dtype=torch.int64)
+        rows = torch.cat(flat) if flat else torch.empty(0, dtype=torch.int64)
+        return cls(rows.to(torch.int64), lengths.cumsum(0), len(nested[0]) if nested else 0)
+
+    @property
+    def num_clients(self) -> int:
+        """Number of clients."""
+        return (len(self.offsets) - 1) // max(self.num_experiences, 1)
+
+    def __getitem__(self, pair: tuple[int, int]) -> Tensor:
+        """Return the rows of (client, experience), a view."""
+        client_id, experience = pair
+        at = client_id * self.num_experiences + experience
+        return self.rows[int(self.offsets[at]) : int(self.offsets[at + 1])]
+
+    def sizes(self) -> Tensor:
+        """Return (num_clients, num_experiences) int64: how many rows each pair holds."""
+        return self.offsets.diff().view(self.num_clients, self.num_experiences)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A protocol, built once: who learns what, when, and on what it is tested.
+
+    Attributes:
+        name: The field's name, e.g. ``"split_digits"``.
+        kind: What an experience brings.
+        train: The training store.
+        test: The test store.
+        shares: Training rows of each (client, experience).
+        held_out: Rows of `train` set aside for each (client, experience), disjoint from `shares`.
+        test_rows: One tensor of `test` rows an experience, T of them.
+        classes: The classes of each experience, T tuples.
+        transforms: The domain of each experience, T of them.
+        num_classes: C, the size of the (single, full-size) head.
+        recipe: What the protocol was built from, as plain JSON values: dataset and its digest,
+            stream, partition, seed, class order.
+    """
+
+    name: str
+    kind: Kind
+    train: Samples
+    test: Samples
+    shares: Shares
+    held_out: Shares
+    test_rows: tuple[Tensor, ...]
+    classes: tuple[tuple[int, ...], ...]
+    transforms: tuple[Transform | None, ...]
+    num_classes: int
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def num_clients(self) -> int:
+        """Number of clients."""
+        return self.shares.num_clients
+
+    @property
+    def num_experiences(self) -> int:
+        """T, the length of every stream."""
+        return len(self.classes)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one input, without the batch."""
+        return tuple(self.train.x.shape[1:])
+
+    def _experience(self, index: int, samples: Samples, rows: Tensor) -> Experience:
+        task_label = index if self.kind == "task" else 0
+        return Experience(
+            index, samples, rows, self.classes[index], task_label, self.transforms[index]
+        )
+
+    def experience(self, client_id: int, index: int) -> Experience:
+        """Return experience `index` of `client_id`'s training stream."""
+        return self._experience(index, self.train, self.shares[client_id, index])
+
+    def stream(self, client_id: int) -> list[Experience]:
+        """Return the training stream of `client_id`."""
+        return [self.experience(client_id, index) for index in range(self.num_experiences)]
+
+    def held_out_stream(self, client_id: int) -> list[Experience]:
+        """Return what `client_id` set aside to test itself on, by experience."""
+        return [
+            self._experience(index, self.train, self.held_out[client_id, index])
+            for index in range(self.num_experiences)
+        ]
+
+    def test_stream(self) -> list[Experience]:
+        """Return the global test sets, by experience."""
+        return [
+            self._experience(index, self.test, rows) for index, rows in enumerate(self.test_rows)
+        ]
+
+    def to(self, device: torch.device | str) -> "Scenario":
+        """Return the same protocol with its samples on `device` (indices stay where they are)."""
+        return replace(self, train=self.train.to(device), test=self.test.to(device))
+
+    def manifest(self) -> dict[str, Any]:
+        """Return everything that defines the protocol, as JSON values, with its ``hash``.
+
+        Two scenarios with the same hash put the same data in the same hands at the same time.
+        """
+        body: dict[str, Any] = {
+            **self.recipe,
+            "name": self.name,
+            "kind": self.kind,
+            "num_clients": self.num_clients,
+            "num_experiences": self.num_experiences,
+            "num_classes": self.num_classes,
+            "input_shape": list(self.input_shape),
+            "classes": [list(classes) for classes in self.classes],
+            "sizes": self.shares.sizes().tolist(),
+            "held_out_sizes": self.held_out.sizes().tolist(),
+            "test_sizes": [len(rows) for rows in self.test_rows],
+            "rows": digest(self.shares.rows, self.held_out.rows, *self.test_rows),
+        }
+        canonical = json.dumps(body, sort_keys=True, separators=(",", ":"))
+        return {**body, "hash": hashlib.sha256(canonical.encode()).hexdigest()}
+
+
+def digest(*tensors: Tensor) -> str:
+    """Return the sha256, hexadecimal, of the tensors' types, shapes and bytes."""
+    sha256 = hashlib.sha256()
+    for tensor in tensors:
+        array = tensor.detach().cpu().contiguous().numpy()
+        sha256.update(str((array.dtype.str, array.shape)).encode())
+        sha256.update(array.tobytes())
+    return sha256.hexdigest()
+
+
+@dataclass
+class State:
+    """What a client keeps between turns: named tensors and plain values, no pickle.
+
+    A strategy gets the committed state, leaves its tensors as they are, and returns a new one.
+    """
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    values: dict[str, Plain] = field(default_factory=dict)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes held by the tensors."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One client's turn: where it stands and how long it trains.
+
+    Attributes:
+        run_seed: The run's seed; every draw of the turn derives from it.
+        client_id: Partition index, 0-based.
+        server_round: 1-based.
+        first_epoch: How many local epochs the clock has counted before this turn, whether the
+            client took part or not. Draws are keyed by ``first_epoch + e`` for local epoch e, so
+            that R rounds of one epoch draw what one round of R epochs draws.
+        epochs: Local epochs, at least 1.
+        batch_size: Samples a step, at least 1.
+        previous: The experience that the client last trained on, if it has entered another one
+            since: it is to be consolidated now. None otherwise.
+        config: Scalars that the aggregation sent, e.g. ``{"proximal-mu": 0.1}``.
+    """
+
+    run_seed: int
+    client_id: int
+    server_round: int
+    first_epoch: int
+    epochs: int
+    batch_size: int
+    previous: Experience | None = None
+    config: Mapping[str, Plain] = field(default_factory=dict)
+
+    def seed(self, purpose: str, *numbers: int) -> int:
+        """Return the seed of (run, purpose, client, ...numbers)."""
+        return seed(self.run_seed, purpose, self.client_id, *numbers)
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    """What local training is made of, the same for every client and every turn.
+
+    Attributes:
+        optimizer: Builds the optimiser from the model's parameters. Built anew each turn, so no
+            momentum outlives a turn.
+        num_classes: C, the size of the head.
+        max_grad_norm: Gradients are clipped to this L2 norm over all parameters; None for never.
+        heads: Classes of each head, by task label, where the scenario is task-incremental: training
+            and testing then see only the head of a sample's task. None for one head.
+        mask_loss: Classes of each experience where ``head.mask`` is on: the cross-entropy of a
+            sample then sees only the classes of the experience that its label belongs to, in
+            training and never in testing. None for the whole head.
+    """
+
+    optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+    num_classes: int
+    max_grad_norm: float | None = None
+    heads: tuple[tuple[int, ...], ...] | None = None
+    mask_loss: tuple[tuple[int, ...], ...] | None = None
+
+
+@dataclass
+class Report:
+    """What a turn did.
+
+    Attributes:
+        state: The state to keep for the client's next turn.
+        loss: Mean training loss over the turn's last epoch, the strategy's own terms included.
+        steps: Optimiser steps.
+        replayed: Samples that came from memory, over all steps.
+        metrics: Anything else worth tracking, as floats.
+    """
+
+    state: State
+    loss: float
+    steps: int
+    replayed: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+class ContinualStrategy(Protocol):
+    """The client's learner: loss and memory.
+
+    Consolidation (Fisher, importances, teacher, buffer) is lazy and happens once an experience, at
+    the client's first turn of its next one: `turn.previous` then holds the experience to
+    consolidate. So it is right whatever the participation.
+    """
+
+    def train_turn(
+        self,
+        model: nn.Module,
+        experience: Experience,
+        stream: Callable[[int], Experience],
+        turn: Turn,
+        state: State,
+    ) -> Report:
+        """Train `model`, which holds the received global weights, in place for one turn.
+
+        Args:
+            model: The local model; outputs logits (batch, num_classes).
+            experience: What to learn; never empty.
+            stream: The client's experience of a given index, for what memory points to.
+            turn: Where the client stands.
+            state: What the client kept; empty at its first turn. Not modified.
+        """
+        ...

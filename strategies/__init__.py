@@ -1,0 +1,1 @@
+"""Strategies: continual ones for the clients, aggregations for the server."""

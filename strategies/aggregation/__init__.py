@@ -1,0 +1,1 @@
+"""Server side: how the replies of a round become the new global model."""

@@ -1,0 +1,108 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from fedlearn.evaluation import BATCH, Evaluator
+from fedlearn.heads import HIDDEN, MaskedCrossEntropy, companion_table, head_table, hide
+from fedlearn.types import Experience, Samples
+
+CLASSES = 4
+
+
+class Echo(nn.Module):
+    """Its logits are its inputs."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def _experience(logits, labels, task_label=0, transform=None):
+    samples = Samples(torch.tensor(logits), torch.tensor(labels))
+    return Experience(0, samples, torch.arange(len(labels)), (0,), task_label, transform)
+
+
+def test_accuracy_and_loss_equal_hand_arithmetic():
+    experience = _experience([[2.0, 0, 0, 0], [0, 0, 1, 0], [0, 3, 0, 0]], [0, 3, 1])
+    score = Evaluator(CLASSES, None).score(Echo(), experience)
+    assert (score.correct, score.total) == (2, 3)
+    assert score.accuracy == pytest.approx(2 / 3)
+    by_hand = math.log(math.e**2 + 3) - 2 + math.log(math.e + 3) - 0 + math.log(math.e**3 + 3) - 3
+    assert score.loss == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_a_head_hides_the_classes_of_other_tasks():
+    experience = _experience([[9.0, 0, 1, 2]], [3], task_label=1)
+    heads = ((0, 1), (2, 3))
+    assert Evaluator(CLASSES, None).score(Echo(), experience).correct == 0
+    assert Evaluator(CLASSES, heads).score(Echo(), experience).correct == 1
+
+
+def test_an_empty_experience_has_no_accuracy():
+    empty = Experience(
+        0,
+        Samples(torch.zeros(1, CLASSES), torch.zeros(1, dtype=torch.int64)),
+        torch.empty(0, dtype=torch.int64),
+        (0,),
+    )
+    score = Evaluator(CLASSES, None).score(Echo(), empty)
+    assert score.total == 0
+    assert math.isnan(score.accuracy)
+
+
+def test_the_domain_is_applied_before_the_model():
+    experience = _experience([[5.0, 0, 0, 0]], [3], transform=lambda x: x.flip(1))
+    assert Evaluator(CLASSES, None).score(Echo(), experience).correct == 1
+
+
+def test_many_batches_count_every_sample_once():
+    total = 2 * BATCH + 3
+    samples = Samples(torch.eye(CLASSES)[torch.arange(total) % CLASSES], torch.zeros(total).long())
+    experience = Experience(0, samples, torch.arange(total), (0,))
+    score = Evaluator(CLASSES, None).score(Echo(), experience)
+    assert score.total == total
+    assert score.correct == sum(1 for index in range(total) if index % CLASSES == 0)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_and_the_buffers_of_the_model_stay(training):
+    model = nn.Sequential(nn.BatchNorm1d(CLASSES), nn.Dropout(0.5)).train(training)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    Evaluator(CLASSES, None).score(model, _experience([[1.0, 2, 3, 4]], [3]))
+    assert model.training is training
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+
+
+def test_tables_of_heads_and_companions():
+    assert head_table([(0, 2), (1,)], 3).tolist() == [[True, False, True], [False, True, False]]
+    assert companion_table([(0, 2), (1,)], 3).tolist() == [
+        [True, False, True],
+        [False, True, False],
+        [True, False, True],
+    ]
+
+
+def test_hidden_outputs_have_no_probability_no_gradient_and_a_finite_norm():
+    logits = torch.randn(2, CLASSES, requires_grad=True)
+    hidden = hide(logits, torch.tensor([True, True, False, False]))
+    assert (hidden.softmax(1)[:, 2:] == 0).all()
+    assert hidden[0, 2] == HIDDEN
+    assert torch.isfinite(hidden.norm())
+    hidden.log_softmax(1)[:, 0].sum().backward()
+    assert (logits.grad[:, 2:] == 0).all()
+    assert (logits.grad[:, :2] != 0).any()
+
+
+def test_masked_cross_entropy_is_cross_entropy_over_the_labels_own_experience():
+    logits = torch.randn(3, CLASSES)
+    labels = torch.tensor([0, 3, 2])
+    loss = MaskedCrossEntropy([(0, 1), (2, 3)], CLASSES)(logits, labels)
+    by_hand = torch.stack(
+        [
+            nn.functional.cross_entropy(logits[:1, :2], torch.tensor([0])),
+            nn.functional.cross_entropy(logits[1:2, 2:], torch.tensor([1])),
+            nn.functional.cross_entropy(logits[2:, 2:], torch.tensor([0])),
+        ]
+    ).mean()
+    assert torch.allclose(loss, by_hand)
