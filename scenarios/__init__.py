@@ -1,0 +1,1 @@
+"""Scenarios: who learns what, when: datasets, streams over time and partitions over clients."""

@@ -1,0 +1,53 @@
+"""IDX, the format of MNIST's files: a magic number, big-endian sizes, then the bytes.
+
+Layout as in Yann LeCun's description: two zero bytes, the element type (8: unsigned byte), the
+number of dimensions, each dimension as a big-endian 32-bit integer, the elements in C order.
+"""
+
+import gzip
+import math
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+UNSIGNED_BYTE = 8
+
+
+def read_idx(path: Path, num_dimensions: int) -> NDArray[np.uint8]:
+    """Return the array in the IDX file at `path`, plain or gzipped (by its ``.gz`` ending).
+
+    Args:
+        path: The file.
+        num_dimensions: How many dimensions the array must have.
+
+    Raises:
+        ValueError: If the file cannot be read or unpacked, is of another type or rank, or holds
+            fewer or more bytes than its header says. Nothing of the claimed size is allocated.
+    """
+    try:
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from error
+
+    magic = bytes([0, 0, UNSIGNED_BYTE, num_dimensions])
+    if content[:4] != magic:
+        raise ValueError(
+            f"{path}: starts with 0x{content[:4].hex()}, must be 0x{magic.hex()} "
+            f"(IDX, {num_dimensions} dimensions of bytes)"
+        )
+    header = 4 + 4 * num_dimensions
+    if len(content) < header:
+        raise ValueError(f"{path}: ends within its {header}-byte header")
+    sizes = struct.unpack(f">{num_dimensions}I", content[4:header])
+    if len(content) - header != math.prod(sizes):
+        raise ValueError(
+            f"{path}: holds {len(content) - header} bytes of data, its header says "
+            f"{' x '.join(map(str, sizes))} = {math.prod(sizes)}"
+        )
+    # A copy, because torch wants to own writable memory.
+    return np.frombuffer(content, np.uint8, offset=header).reshape(sizes).copy()

@@ -1,0 +1,269 @@
+"""Partitions: how the samples are split across clients.
+
+Every partition is disjoint and complete, and a pure function of (labels, num_clients, seed).
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+from numpy.random import Generator
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedlearn.seeding import numpy_generator
+
+DRAWS = 100
+"""How often a partition is drawn before a client that stays too small is reported."""
+
+Integers = NDArray[np.int64]
+
+
+class Partition(Protocol):
+    """Splits samples across clients; a dataclass, whose fields go into the manifest."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def split(self, labels: Tensor, num_clients: int, num_classes: int, seed: int) -> list[Tensor]:
+        """Return the rows of each client, ascending: `num_clients` tensors (n_k,) int64.
+
+        Args:
+            labels: (n,) int64, each in [0, num_classes).
+            num_clients: K, from 1 to n.
+            num_classes: C.
+            seed: The run's seed.
+
+        Raises:
+            ValueError: If there is no such partition of these samples.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class _Drawn(ABC):
+    """A partition that is drawn again, up to `DRAWS` times, while a client has too few samples.
+
+    Attributes:
+        min_samples: The least number of samples of any client, over its whole stream; 0 lets
+            clients stay empty.
+    """
+
+    min_samples: int = field(default=1, kw_only=True)
+
+    remedy: ClassVar[str] = "lower num_clients"
+
+    def __post_init__(self) -> None:
+        if self.min_samples < 0:
+            raise ValueError(f"partition.min_samples={self.min_samples}: must be at least 0")
+
+    def split(self, labels: Tensor, num_clients: int, num_classes: int, seed: int) -> list[Tensor]:
+        """Return the rows of each client, ascending; see `Partition.split`."""
+        _check_num_clients(num_clients, len(labels))
+        if num_clients * self.min_samples > len(labels):
+            raise ValueError(
+                f"partition.min_samples={self.min_samples}: {num_clients} clients would need "
+                f"{num_clients * self.min_samples} samples, there are {len(labels)}"
+            )
+        array = labels.cpu().numpy()
+        for draw in range(DRAWS):
+            owners = self._owners(
+                array, num_clients, num_classes, numpy_generator(seed, "partition", draw)
+            )
+            sizes = np.bincount(owners, minlength=num_clients)
+            if sizes.min() >= self.min_samples:
+                rows = torch.from_numpy(owners.argsort(kind="stable"))
+                return list(torch.split(rows, sizes.tolist()))
+        raise ValueError(
+            f"partition.min_samples={self.min_samples}: {(sizes < self.min_samples).sum()} of "
+            f"{num_clients} clients hold fewer in each of {DRAWS} draws; {self.remedy}, or set "
+            "partition.min_samples=0 to let clients stay empty"
+        )
+
+    @abstractmethod
+    def _owners(
+        self, labels: Integers, num_clients: int, num_classes: int, rng: Generator
+    ) -> Integers:
+        """Return the client of each sample, (n,) in [0, num_clients): one draw."""
+
+
+@dataclass(frozen=True)
+class Iid(_Drawn):
+    """Every client holds a uniform random share; sizes differ by at most one."""
+
+    def _owners(
+        self, labels: Integers, num_clients: int, num_classes: int, rng: Generator
+    ) -> Integers:
+        return _dealt(rng.permutation(len(labels)), _even(len(labels), num_clients))
+
+
+@dataclass(frozen=True)
+class Dirichlet(_Drawn):
+    """Each class is spread over the clients in proportions drawn from Dir(alpha, ..., alpha).
+
+    Yurochkin et al. 2019 ("Bayesian Nonparametric Federated Learning of Neural Networks", section
+    4): p_c ~ Dir_K(alpha), and client k gets the share p_{c,k} of class c. Client sizes are not
+    balanced. (Hsu et al. 2019 draw a distribution over classes for each client instead.) Shares are
+    rounded on the cumulative sum over the clients, which are taken in an order drawn for each
+    class, so that no client is favoured where a share is less than one sample.
+
+    Attributes:
+        alpha: Concentration, greater than 0: the smaller, the fewer clients share a class; as it
+            grows, every client approaches the global distribution of labels.
+    """
+
+    alpha: float = 0.5
+
+    remedy: ClassVar[str] = "raise partition.alpha, lower num_clients"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.alpha < math.inf:
+            raise ValueError(f"partition.alpha={self.alpha}: must be greater than 0 and finite")
+        object.__setattr__(self, "alpha", float(self.alpha))  # 1 and 1.0 are one protocol
+
+    def _owners(
+        self, labels: Integers, num_clients: int, num_classes: int, rng: Generator
+    ) -> Integers:
+        rows = _by_class(labels, rng)
+        totals = np.bincount(labels, minlength=num_classes)
+        shares = rng.dirichlet(np.full(num_clients, self.alpha), size=num_classes)
+        counts = _rounded(shares, totals)
+        clients = rng.permuted(np.tile(np.arange(num_clients), (num_classes, 1)), axis=1)
+        return _dealt(rows, np.repeat(clients.ravel(), counts.ravel()))
+
+
+@dataclass(frozen=True)
+class Pathological(_Drawn):
+    """Every client holds samples of `classes_per_client` classes only.
+
+    After McMahan et al. 2017, who cut the samples, sorted by label, into equal shards. Here each
+    class is cut by itself, into one shard for each client that holds it, so no client has more than
+    `classes_per_client` classes. Clients hold as many classes as each other, classes are held by as
+    many clients as each other (give or take one), and the shards of a class are equal (likewise).
+
+    Attributes:
+        classes_per_client: k, from 1 to the number of classes; num_clients * k must cover them all.
+    """
+
+    classes_per_client: int = 2
+
+    remedy: ClassVar[str] = "raise partition.classes_per_client, lower num_clients"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.classes_per_client < 1:
+            raise ValueError(
+                f"partition.classes_per_client={self.classes_per_client}: must be at least 1"
+            )
+
+    def split(self, labels: Tensor, num_clients: int, num_classes: int, seed: int) -> list[Tensor]:
+        """Return the rows of each client, ascending; see `Partition.split`."""
+        k = self.classes_per_client
+        if k > num_classes:
+            raise ValueError(
+                f"partition.classes_per_client={k}: more than the dataset's {num_classes} classes"
+            )
+        if num_clients * k < num_classes:
+            raise ValueError(
+                f"partition.classes_per_client={k}: {num_clients} clients would cover at most "
+                f"{num_clients * k} of the {num_classes} classes; set it to at least "
+                f"{-(-num_classes // num_clients)}, or num_clients to at least "
+                f"{-(-num_classes // k)}"
+            )
+        return super().split(labels, num_clients, num_classes, seed)
+
+    def _owners(
+        self, labels: Integers, num_clients: int, num_classes: int, rng: Generator
+    ) -> Integers:
+        held = self._held(num_clients, num_classes, rng)
+        # Client ids sorted by the class they hold, in random order within it: a class's holders.
+        pairs = rng.permutation(num_clients * self.classes_per_client)
+        pairs = pairs[held.ravel()[pairs].argsort(kind="stable")]
+        holders = pairs // self.classes_per_client
+        num_holders = np.bincount(held.ravel(), minlength=num_classes)
+        totals = np.bincount(labels, minlength=num_classes)
+        starts = num_holders.cumsum() - num_holders
+        owners = [
+            holders[start + _even(total, count)]
+            for start, total, count in zip(starts, totals, num_holders, strict=True)
+        ]
+        return _dealt(_by_class(labels, rng), np.concatenate(owners))
+
+    def _held(self, num_clients: int, num_classes: int, rng: Generator) -> Integers:
+        """Return the classes of each client, (num_clients, k), distinct in each row.
+
+        Each client takes the classes that the fewest clients before it took, ties broken at random:
+        so all classes are taken equally often, give or take one.
+        """
+        taken = np.zeros(num_classes)
+        held = np.empty((num_clients, self.classes_per_client), dtype=np.int64)
+        for client_id, tie_break in enumerate(rng.random((num_clients, num_classes))):
+            held[client_id] = (taken + tie_break).argsort()[: self.classes_per_client]
+            taken[held[client_id]] += 1
+        return held
+
+
+@dataclass(frozen=True)
+class Quantity(_Drawn):
+    """Client sizes follow a power law; labels are independent and identically distributed.
+
+    Each client gets `min_samples`, and the rest is shared out in proportion to rank^-exponent, the
+    clients' ranks 1..K being drawn at random.
+
+    Attributes:
+        exponent: At least 0: 0 makes equal sizes, 1 is Zipf's law.
+    """
+
+    exponent: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.exponent < math.inf:
+            raise ValueError(f"partition.exponent={self.exponent}: must be at least 0 and finite")
+        object.__setattr__(self, "exponent", float(self.exponent))  # 1 and 1.0 are one protocol
+
+    def _owners(
+        self, labels: Integers, num_clients: int, num_classes: int, rng: Generator
+    ) -> Integers:
+        weights = np.arange(1, num_clients + 1, dtype=np.float64) ** -self.exponent
+        rest = np.array([len(labels) - num_clients * self.min_samples])
+        sizes = self.min_samples + _rounded(weights[None] / weights.sum(), rest)[0]
+        owners = np.repeat(rng.permutation(num_clients), sizes)
+        return _dealt(rng.permutation(len(labels)), owners)
+
+
+def _check_num_clients(num_clients: int, num_samples: int) -> None:
+    if num_clients < 1:
+        raise ValueError(f"num_clients={num_clients}: must be at least 1")
+    if num_clients > num_samples:
+        raise ValueError(f"num_clients={num_clients}: more than the {num_samples} training samples")
+
+
+def _by_class(labels: Integers, rng: Generator) -> Integers:
+    """Return all rows, class after class, shuffled within each."""
+    rows = rng.permutation(len(labels))
+    return rows[labels[rows].argsort(kind="stable")]
+
+
+def _even(num_samples: int, num_parts: int) -> Integers:
+    """Return the part of each of `num_samples` in turn; part sizes differ by at most one."""
+    return np.arange(num_samples) * num_parts // max(num_samples, 1)
+
+
+def _rounded(shares: NDArray[np.float64], totals: Integers) -> Integers:
+    """Return whole counts (m, K) near ``shares * totals[:, None]``, each row adding up exactly.
+
+    The shares of each row add up to 1, but for an error far too small to move a rounded end.
+    """
+    ends = np.rint(shares.cumsum(axis=1) * totals[:, None]).astype(np.int64)
+    return np.diff(ends, axis=1, prepend=0)
+
+
+def _dealt(rows: Integers, owners: Integers) -> Integers:
+    """Return the owners (n,) of rows 0, 1, 2, ..., where ``owners[j]`` gets ``rows[j]``."""
+    dealt = np.empty_like(owners)
+    dealt[rows] = owners
+    return dealt

@@ -1,0 +1,121 @@
+"""Digits, synthetic samples, and what every dataset is checked for. MNIST: test_mnist.py."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedlearn.types import Samples
+from scenarios.dataset import Dataset
+from scenarios.datasets.digits import digits
+from scenarios.datasets.synthetic import synthetic
+
+
+def test_digits_are_scikit_learns_all_of_them_once() -> None:
+    from sklearn.datasets import load_digits
+
+    data = digits()
+    x = torch.cat([data.train.x, data.test.x])
+    y = torch.cat([data.train.y, data.test.y])
+    assert x.shape == (1797, 1, 8, 8)
+    assert (float(x.min()), float(x.max())) == (0.0, 1.0)
+    pixels, labels = load_digits(return_X_y=True)
+    ours = np.column_stack([x.flatten(1).numpy() * 16, y])
+    theirs = np.column_stack([pixels, labels])
+    assert np.array_equal(ours[np.lexsort(ours.T)], theirs[np.lexsort(theirs.T)])
+
+
+@given(st.floats(1e-4, 1 - 1e-4) | st.just(1e-4), st.integers(0, 5))
+@settings(max_examples=10)
+def test_digits_are_split_by_class_and_every_class_is_on_both_sides(
+    test_fraction: float, seed: int
+) -> None:
+    data = digits(test_fraction, seed)
+    tested, trained = (s.y.bincount(minlength=10) for s in (data.test, data.train))
+    assert ((tested - test_fraction * (tested + trained)).abs() <= 1).all()
+    assert min(tested.min(), trained.min()) >= 1
+    assert data.digest == digits(test_fraction, seed).digest
+    assert data.digest != digits(test_fraction, seed + 1).digest
+
+
+@pytest.mark.parametrize("shape", [(5,), (1, 8, 8), (3, 4, 6), (2, 2, 2, 2)])
+def test_synthetic_samples_have_the_shape_and_the_numbers_asked_for(shape: tuple[int, ...]) -> None:
+    data = synthetic(3, shape, samples_per_class=7, test_samples_per_class=2)
+    assert data.train.x.shape == (21, *shape)
+    assert data.input_shape == shape
+    assert data.train.y.bincount().tolist() == [7, 7, 7]
+    assert data.test.y.bincount().tolist() == [2, 2, 2]
+
+
+def test_synthetic_classes_can_be_learned_from_training_samples_and_hold_on_test_ones() -> None:
+    data = synthetic(10, (1, 8, 8), samples_per_class=50, noise=1.0)
+    means = torch.stack([data.train.x[data.train.y == label].mean(dim=0) for label in range(10)])
+    nearest = torch.cdist(data.test.x.flatten(1), means.flatten(1)).argmin(dim=1)
+    assert (nearest == data.test.y).double().mean() > 0.99
+
+
+def test_synthetic_noise_has_the_standard_deviation_asked_for() -> None:
+    quiet, loud = (synthetic(4, (50,), 400, noise=noise) for noise in (0.0, 2.0))
+    assert torch.unique(quiet.train.x, dim=0).shape == (4, 50)
+    spread = [loud.train.x[loud.train.y == label].std(dim=0).mean() for label in range(4)]
+    assert all(abs(float(s) - 2.0) < 0.1 for s in spread)
+
+
+def test_synthetic_is_a_function_of_its_seed() -> None:
+    assert synthetic(seed=1).digest == synthetic(seed=1).digest != synthetic(seed=2).digest
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: digits(0.0), "dataset.test_fraction=0.0: must be greater than 0 and less than 1"),
+        (lambda: digits(1.0), "dataset.test_fraction=1.0: must be greater than 0 and less than 1"),
+        (lambda: synthetic(1), "dataset.num_classes=1: must be at least 2"),
+        (lambda: synthetic(samples_per_class=0), "dataset.samples_per_class=0: must be at least 1"),
+        (lambda: synthetic(test_samples_per_class=0), "dataset.test_samples_per_class=0: must be"),
+        (lambda: synthetic(input_shape=()), r"dataset.input_shape=\[\]: needs sizes of at least 1"),
+        (lambda: synthetic(input_shape=(3, 0)), r"dataset.input_shape=\[3, 0\]: needs sizes"),
+        (lambda: synthetic(noise=-1.0), "dataset.noise=-1.0: must be at least 0"),
+        (lambda: synthetic(noise=float("nan")), "dataset.noise=nan: must be at least 0"),
+    ],
+)
+def test_a_parameter_out_of_range_is_refused(make: Callable[[], Any], message: str) -> None:
+    with pytest.raises(ValueError, match="^" + message):
+        make()
+
+
+def store(labels: list[int], *, bad: float | None = None, width: int = 2) -> Samples:
+    x = torch.zeros(len(labels), width)
+    if bad is not None:
+        x[1, 0] = bad
+    return Samples(x, torch.tensor(labels))
+
+
+GOOD = [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        (store([0, 1, 3]), store(GOOD), "dataset toy: training label 3 in row 2: must be in 0..2"),
+        (store(GOOD), store([0, -1, 2]), "dataset toy: test label -1 in row 1: must be in 0..2"),
+        (store([0, 2, 2]), store(GOOD), "dataset toy: training samples of class 1 are missing"),
+        (store(GOOD), store([0, 1]), "dataset toy: test samples of class 2 are missing"),
+        (store(GOOD, bad=float("nan")), store(GOOD), "dataset toy: training input in row 1 is not"),
+        (store(GOOD), store(GOOD, bad=float("inf")), "dataset toy: test input in row 1 is not"),
+        (store(GOOD), store(GOOD, width=3), r"dataset toy: training inputs are \(2,\) but test"),
+        (
+            Samples(torch.zeros(3, 2, dtype=torch.float64), torch.tensor(GOOD)),
+            store(GOOD),
+            "dataset toy: training samples are torch.float64",
+        ),
+    ],
+)
+def test_unusable_samples_are_refused(train: Samples, test: Samples, message: str) -> None:
+    with pytest.raises(ValueError, match="^" + message) as caught:
+        Dataset("toy", train, test, 3, "")
+    assert "\n" not in str(caught.value)
