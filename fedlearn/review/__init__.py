@@ -1,0 +1,1 @@
+"""Review: from a finished run's files to pictures."""

@@ -1,0 +1,1 @@
+"""Tracking: the engine emits events, trackers consume them."""
