@@ -1,5 +1,6 @@
 """MNIST from its four standard IDX files: 60 000 + 10 000 handwritten digits of 28x28 pixels."""
 
+import math
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from io import StringIO
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn import functional as F
 
 from fedlearn.types import Samples, digest
 from scenarios.dataset import Dataset
@@ -18,7 +20,12 @@ SIDE = 28
 
 
 def mnist(
-    root: str = "data", download: bool = False, expected_digest: str | None = None
+    root: str = "data",
+    download: bool = False,
+    expected_digest: str | None = None,
+    padding: int = 0,
+    mean: float = 0.0,
+    std: float = 1.0,
 ) -> Dataset:
     """Return MNIST, or any set in the same files and sizes (Fashion-MNIST, KMNIST).
 
@@ -26,14 +33,22 @@ def mnist(
         root: Folder that holds the files, plain or ``.gz``: in ``MNIST/raw``, ``raw`` or directly.
         download: Whether to fetch the files into ``root/MNIST/raw`` if they are not there.
         expected_digest: Refuse other content than that of this digest; None accepts any.
+        padding: Black pixels added on each side, from 0; 2 makes the images 32x32.
+        mean: Subtracted from every pixel, after padding and scaling to [0, 1].
+        std: What every pixel is then divided by, greater than 0.
 
     Returns:
-        Inputs (n, 1, 28, 28) in [0, 1], labels in 0..9. The digest is that of the unpacked bytes,
-        so it does not depend on where the files lie or how they are packed.
+        Inputs (n, 1, 28 + 2 * padding, 28 + 2 * padding), in [0, 1] by default; labels in 0..9. The
+        digest is that of the unpacked bytes, so it does not depend on where the files lie or how
+        they are packed, and of the three numbers above where they change anything.
 
     Raises:
         ValueError: If a file is missing, cannot be fetched, or is not what its name says.
     """
+    if padding < 0:
+        raise ValueError(f"dataset.padding={padding}: must be at least 0")
+    if not 0 < std < math.inf:
+        raise ValueError(f"dataset.std={std}: must be greater than 0 and finite")
     folder = Path(root).expanduser()
     if download and not _find(folder):
         _download(folder)
@@ -55,7 +70,11 @@ def mnist(
             f"{files['train-images'].parent} have {content}: they are damaged or another data set; "
             "set it to null to accept any"
         )
-    train, test = _samples(train_images, train_labels), _samples(test_images, test_labels)
+    change = (padding, float(mean), float(std))
+    train = _samples(train_images, train_labels, *change)
+    test = _samples(test_images, test_labels, *change)
+    if change != (0, 0.0, 1.0):
+        content = digest(*(torch.from_numpy(array) for array in raw), torch.tensor(change))
     return Dataset("mnist", train, test, NUM_CLASSES, content)
 
 
@@ -101,8 +120,11 @@ def _read_pair(images_path: Path, labels_path: Path) -> tuple[NDArray[np.uint8],
     return images, labels
 
 
-def _samples(images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Samples:
+def _samples(
+    images: NDArray[np.uint8], labels: NDArray[np.uint8], padding: int, mean: float, std: float
+) -> Samples:
     x = torch.from_numpy(images.astype(np.float32)).div_(255).unsqueeze(1)
+    x = F.pad(x, (padding,) * 4).sub_(mean).div_(std) if padding else x.sub_(mean).div_(std)
     return Samples(x, torch.from_numpy(labels.astype(np.int64)))
 
 

@@ -223,6 +223,36 @@ def test_nothing_is_downloaded_unless_asked(
     mnist(str(tmp_path), download=True)
 
 
+def test_padding_and_normalisation_are_arithmetic_and_change_the_digest(tmp_path: Path) -> None:
+    root = str(write(tmp_path, contents()))
+    plain, changed = mnist(root), mnist(root, padding=2, mean=0.5, std=0.25)
+    assert changed.train.x.shape == (20, 1, 32, 32)
+    inner = changed.train.x[:, :, 2:-2, 2:-2]
+    assert torch.allclose(inner, (plain.train.x - 0.5) / 0.25, atol=1e-6)
+    assert (changed.train.x[:, :, :2] == -2).all()  # black, normalised like every other pixel
+    digests = {
+        plain.digest,
+        changed.digest,
+        mnist(root, mean=0.5).digest,
+        mnist(root, std=2).digest,
+    }
+    assert len(digests) == 4
+    assert mnist(root, padding=0, mean=0, std=1).digest == plain.digest
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"padding": -1}, "dataset.padding=-1: must be at least 0"),
+        ({"std": 0.0}, "dataset.std=0.0: must be greater than 0"),
+        ({"std": float("inf")}, "dataset.std=inf"),
+    ],
+)
+def test_impossible_preprocessing_is_refused(change: dict[str, float], complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        mnist("/nowhere", **change)  # type: ignore[arg-type]
+
+
 @pytest.mark.skipif(
     not (DATA / "MNIST" / "raw" / NAMES["train-images"]).is_file(),
     reason="no MNIST in $FEDLEARN_DATA or ../shared/data",
