@@ -52,7 +52,7 @@ class Evaluator:
         was_training = model.training
         model.eval()
         correct, loss = 0, 0.0
-        for rows in experience.rows.split(BATCH):
+        for rows in torch.split(experience.rows, BATCH):
             x, y = experience.gather(rows)
             logits = self._visible(model(x), experience.task_label)
             correct += int((logits.argmax(1) == y).sum())

@@ -48,17 +48,14 @@ class Scoreboard:
         parameters: Mapping[str, Tensor],
         buffers: Mapping[str, Tensor],
         experiences: Iterable[int],
-    ) -> tuple[Accuracies, float]:
-        """Return a model's accuracy (T,), NaN where not asked for, and its mean loss."""
+    ) -> tuple[Accuracies, Accuracies]:
+        """Return a model's accuracy (T,) and mean loss (T,), NaN where not asked for."""
         records.load(self._model, parameters, buffers)
-        accuracy = np.full(len(self._tests), np.nan)
-        loss, total = 0.0, 0
+        accuracy, loss = np.full((2, len(self._tests)), np.nan)
         for index in experiences:
             score = self._evaluator.score(self._model, self._tests[index])
-            accuracy[index] = score.accuracy
-            loss += score.loss
-            total += score.total
-        return accuracy, loss / max(total, 1)
+            accuracy[index], loss[index] = score.accuracy, score.loss / max(score.total, 1)
+        return accuracy, loss
 
     def read_clients(self, experience: int, replies: Mapping[int, Message]) -> None:
         """Take in what clients measured on their held-out samples at the end of `experience`.

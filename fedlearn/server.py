@@ -276,7 +276,7 @@ class Server:
     def _warn(self, message: str) -> None:
         self._emit({"event": "warning", "message": message})
 
-    def _test(self, experiences: Iterable[int]) -> tuple[Accuracies, float]:
+    def _test(self, experiences: Iterable[int]) -> tuple[Accuracies, Accuracies]:
         return self.scoreboard.test(self.parameters, self.buffers, experiences)
 
     def _evaluate(self, server_round: int) -> dict[str, Any]:
@@ -291,7 +291,7 @@ class Server:
             self.scoreboard.accuracy[now] = accuracy
         return {
             "accuracy": float(accuracy[: now + 1].mean()),
-            "loss": loss,
+            "loss": float(loss[: now + 1].mean()),
             "per_experience": jsonable(accuracy),
         }
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
+import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
@@ -121,27 +122,43 @@ def task_identity() -> Iterator[None]:
         TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id = before
 
 
+@contextmanager
+def _torch_threads(number: int) -> Iterator[None]:
+    """Let torch use so many threads, and as many as before on the way out."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class InProcess:
     """Runs a ServerApp and its ClientApps in this process."""
 
-    def __init__(self, executor: Literal["serial"] = "serial") -> None:
+    def __init__(self, executor: Literal["serial"] = "serial", threads: int = 1) -> None:
         """Make the runtime.
 
         Args:
             executor: How the clients of a cohort are executed: ``serial``, one after another.
+            threads: Threads that torch may use, at least 1. The last bits of a sum depend on how
+                many share it, so equal numbers give equal results on any machine.
 
         Raises:
-            ValueError: The executor is unknown.
+            ValueError: The executor is unknown or `threads` is out of range.
         """
         if executor != "serial":
             raise ValueError(f"runtime.executor={executor}: unknown; choices: serial")
+        if threads < 1:
+            raise ValueError(f"runtime.threads={threads}: must be at least 1")
+        self._threads = threads
 
     def run(self, server_app: ServerApp, client_app: ClientApp, num_clients: int) -> None:
         """Run `server_app` to its end against `num_clients` clients that run `client_app`."""
         context = Context(
             run_id=RUN_ID, node_id=SERVER_NODE, node_config={}, state=RecordDict(), run_config={}
         )
-        with task_identity():
+        with task_identity(), _torch_threads(self._threads):
             server_app(self.make_grid(client_app, num_clients), context)
 
     def make_grid(self, client_app: ClientApp, num_clients: int) -> InProcessGrid:

@@ -1,0 +1,136 @@
+"""Checks of a composed configuration that need no data and build nothing."""
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from fedlearn.config import schema
+from fedlearn.config.choices import find_choices
+from fedlearn.config.composition import Composed
+from fedlearn.config.errors import ConfigError, among, did_you_mean, shown
+from fedlearn.config.schema import GROUPS, Schema, Settings
+from fedlearn.config.targets import LIMITS, check_node, check_range, mismatch
+
+SUPPLIED = {
+    "model": ("input_shape", "num_classes"),
+    "continual": ("training",),
+    "optimizer": ("params",),
+}
+"""Parameters of each group's objects that fedlearn fills in."""
+
+EXTRA = {
+    "scenario": ("held_out",),
+    "aggregation": ("bound",),
+}
+"""Keys of each group's nodes that are for fedlearn, not for the node's object."""
+
+PLANNED = {
+    ("engine", "functional"): "pure-function twins of the continual strategies",
+    ("runtime.executor", "process"): "worker processes",
+    ("runtime.executor", "vectorized"): "a batched cohort",
+}
+"""Values that the design names and this version does not have."""
+
+_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
+_NAME = re.compile(r"[\w.,=+-]{1,200}")
+
+
+def check(composed: Composed) -> Settings:
+    """Return the checked settings of `composed`, whose groups' nodes are checked too.
+
+    Raises:
+        ConfigError: Something in it cannot be right.
+    """
+    settings = _checked_settings(composed.tree)
+    for group in GROUPS:
+        names = [choice.name for choice in find_choices().get(group, [])]
+        choice = composed.choices.get(group)
+        if choice is None:
+            raise ConfigError(f"{group}: must be one choice; choices: {', '.join(names)}")
+        if choice.startswith("_"):  # what choices share
+            raise ConfigError(f"{group}={choice}: is not a choice{among(choice, names)}")
+        _check_group(group, composed.tree[group])
+    return settings
+
+
+def without_extras(group: str, node: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `node` without the keys that are not for its object."""
+    without = (LIMITS, *EXTRA.get(group, ()))
+    return {key: value for key, value in node.items() if key not in without}
+
+
+def _checked_settings(tree: Mapping[str, Any]) -> Settings:
+    _check_plain(Schema, tree, "")
+    plain = {field.name: tree[field.name] for field in dataclasses.fields(Settings)}
+    plain["local"] = schema.Local(**plain["local"])
+    plain["head"] = schema.Head(**plain["head"])
+    if not _DEVICE.fullmatch(plain["device"]):
+        raise ConfigError(
+            f"device={plain['device']}: unknown"
+            f"{among(plain['device'], ['auto', 'cpu', 'cuda', 'cuda:N'])}"
+        )
+    if not _NAME.fullmatch(plain["name"]):
+        raise ConfigError(
+            f"name={plain['name']}: must be up to 200 letters, digits and . , = + - _ "
+            "(it ends a directory's name)"
+        )
+    return Settings(**plain)
+
+
+def _check_plain(kind: type, tree: Mapping[str, Any], parent: str) -> None:
+    """Check the keys of one level of the schema: known, present, in range, one of the choices."""
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    for key in tree:
+        if key not in fields:
+            known = [f"{parent}{name}" for name in _known(kind)]
+            hint = did_you_mean(f"{parent}{key}", known)
+            raise ConfigError(f"{parent}{key}={shown(tree[key])}: unknown key{hint}")
+    for name, field in fields.items():
+        path, value = f"{parent}{name}", tree.get(name, "???")
+        if value == "???":
+            if name in GROUPS:
+                names = [choice.name for choice in find_choices().get(name, [])]
+                raise ConfigError(f"{path}: is missing; choices: {', '.join(names)}")
+            raise ConfigError(f"{path}: is missing")
+        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
+            _check_plain(field.type, value, f"{path}.")
+        if interval := field.metadata.get("interval"):
+            check_range(path, value, interval)
+        if choices := field.metadata.get("choices"):
+            check_choice(path, value, choices)
+
+
+def _known(kind: type) -> Iterator[str]:
+    """Yield the dotted names of a schema's keys."""
+    for field in dataclasses.fields(kind):
+        yield field.name
+        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
+            yield from (f"{field.name}.{name}" for name in _known(field.type))
+
+
+def check_choice(path: str, value: Any, choices: tuple[str, ...]) -> None:
+    """Check that `value` is one of `choices`.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    if value in choices:
+        return
+    _refuse_planned(path, value)
+    raise ConfigError(f"{path}={shown(value)}: unknown{among(str(value), choices)}")
+
+
+def _refuse_planned(path: str, value: Any) -> None:
+    if planned := PLANNED.get((path, str(value))):
+        raise ConfigError(f"{path}={value}: not available yet ({planned})")
+
+
+def _check_group(group: str, node: Mapping[str, Any]) -> None:
+    if group == "runtime":
+        _refuse_planned("runtime.executor", node.get("executor"))
+    check_node(group, node, SUPPLIED.get(group, ()), EXTRA.get(group, ()))
+    if group == "aggregation" and node.get("bound") is not None:
+        check_node("aggregation.bound", node["bound"], ("cohort_size",), ())
+    if group == "scenario" and (expected := mismatch(node.get("held_out", 0.0), float)):
+        raise ConfigError(f"scenario.held_out={shown(node['held_out'])}: must be {expected}")

@@ -1,0 +1,289 @@
+"""The composition root: a checked configuration becomes the objects that a run is made of.
+
+This is the one place where names turn into objects, and where the plug-ins meet: `conf/` names
+them, Hydra imports them, and each gets typed arguments.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from hydra.utils import instantiate
+from torch import nn
+
+from fedlearn.cohort import cohort_size
+from fedlearn.config.attribution import attributed, blaming
+from fedlearn.config.checks import check, without_extras
+from fedlearn.config.composition import Composed
+from fedlearn.config.errors import ConfigError
+from fedlearn.config.schema import Settings
+from fedlearn.config.targets import TARGET, locate
+from fedlearn.schedule import Schedule
+from fedlearn.seeding import borrowed_global_rng, seed
+from fedlearn.types import ContinualStrategy, LocalTraining, Scenario
+
+if TYPE_CHECKING:
+    from flwr.serverapp.strategy import Strategy
+
+    from fedlearn.runtimes.inprocess import InProcess
+    from fedlearn.tracking.tracker import Tracker
+
+SCENARIO_BUILDER = "scenarios.build.build_scenario"
+"""Where dataset, stream and partition meet; named here, because the engine imports no plug-in."""
+
+DUTIES = {
+    "dataset": ("train", "test", "num_classes", "digest"),
+    "scenario": ("lay_out",),
+    "partition": ("split",),
+    "continual": ("train_turn",),
+    "aggregation": ("configure_train", "aggregate_train"),
+    "optimizer": ("zero_grad", "step"),
+    "runtime": ("run",),
+    "tracker": ("start", "event", "finish"),
+}
+"""What each group's object must have, of the protocol that it stands for."""
+
+Bound = Callable[[int], str | None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run as far as it can be built and checked before any data loads.
+
+    Attributes:
+        composed: What it was built from.
+        settings: The plain values.
+        device: Where samples and models live.
+        optimizer: Builds an optimiser from parameters.
+        aggregation: The server's Flower strategy.
+        bound: Given a number of replies, why the aggregation cannot use so few, or None.
+        stream: How the dataset unfolds.
+        partition: How samples are split across clients.
+        runtime: Runs the apps.
+        tracker: Receives the events.
+    """
+
+    composed: Composed
+    settings: Settings
+    device: torch.device
+    optimizer: Callable[..., torch.optim.Optimizer]
+    aggregation: "Strategy"
+    bound: Bound | None
+    stream: Any
+    partition: Any
+    runtime: "InProcess"
+    tracker: "Tracker"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that a run is made of.
+
+    Attributes:
+        settings: The plain values.
+        choices: The option of each group, e.g. ``{"continual": "replay"}``.
+        device: Where samples and models live.
+        scenario: The protocol, on `device`.
+        schedule: The task clock.
+        build_model: Builds the initial model on `device`; the same weights on every call.
+        training: What local training is made of.
+        continual: The clients' learner.
+        aggregation: The server's Flower strategy.
+        bound: Given a number of replies, why the aggregation cannot use so few, or None.
+        runtime: Runs the apps.
+        tracker: Receives the events.
+    """
+
+    settings: Settings
+    choices: dict[str, str]
+    device: torch.device
+    scenario: Scenario
+    schedule: Schedule
+    build_model: Callable[[], nn.Module]
+    training: LocalTraining
+    continual: ContinualStrategy
+    aggregation: "Strategy"
+    bound: Bound | None
+    runtime: "InProcess"
+    tracker: "Tracker"
+
+
+def prepare(composed: Composed) -> Plan:
+    """Check a configuration and build what needs no data; cheap checks come first.
+
+    Raises:
+        ConfigError: It cannot run; the message is one line for the user.
+    """
+    settings = check(composed)
+    return Plan(
+        composed=composed,
+        settings=settings,
+        device=_device(settings.device),
+        optimizer=_optimizer(composed),
+        aggregation=_make(composed, "aggregation"),
+        bound=_bound(composed, settings),
+        stream=_make(composed, "scenario"),
+        partition=_make(composed, "partition"),
+        runtime=_make(composed, "runtime"),
+        tracker=_make(composed, "tracker"),
+    )
+
+
+def build(plan: Plan) -> Experiment:
+    """Load the data and build the rest.
+
+    Raises:
+        ConfigError: The data cannot be read, or the parts do not fit together.
+    """
+    composed, settings = plan.composed, plan.settings
+    scenario = _scenario(plan).to(plan.device)
+    training = LocalTraining(
+        optimizer=plan.optimizer,
+        num_classes=scenario.num_classes,
+        max_grad_norm=settings.local.max_grad_norm,
+        heads=scenario.classes if scenario.kind == "task" else None,
+        mask_loss=_mask(settings, scenario),
+    )
+    build_model = _model_factory(plan, scenario)
+    with blaming("continual", composed):
+        continual = _factory(composed, "continual")(training=training)
+    _expect(composed, "continual", continual)
+    return Experiment(
+        settings=settings,
+        choices=composed.choices,
+        device=plan.device,
+        scenario=scenario,
+        schedule=Schedule(scenario.num_experiences, settings.rounds_per_experience),
+        build_model=build_model,
+        training=training,
+        continual=continual,
+        aggregation=plan.aggregation,
+        bound=plan.bound,
+        runtime=plan.runtime,
+        tracker=plan.tracker,
+    )
+
+
+def _factory(composed: Composed, group: str) -> Callable[..., Any]:
+    """Return what builds the group's object, given what fedlearn fills in."""
+    node = without_extras(group, composed.tree[group])
+    # a partial, because Hydra would turn a dataclass among its own arguments into a configuration
+    return cast(Callable[..., Any], instantiate(node, _partial_=True, _convert_="all"))
+
+
+def _make(composed: Composed, group: str) -> Any:
+    with blaming(group, composed):
+        made = _factory(composed, group)()
+    _expect(composed, group, made)
+    return made
+
+
+def _expect(composed: Composed, group: str, made: Any) -> None:
+    for name in DUTIES[group]:
+        if not hasattr(made, name):
+            target = composed.tree[group][TARGET]
+            raise ConfigError(
+                f"{group}.{TARGET}={target}: what it makes, {type(made).__name__}, has no {name}"
+            )
+
+
+def _device(name: str) -> torch.device:
+    count = torch.cuda.device_count()
+    if name == "auto":
+        return torch.device("cuda" if count else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= count:
+        have = f"has {count} CUDA device{'s' if count != 1 else ''}"
+        raise ConfigError(f"device={name}: this machine {have}; choices: auto, cpu")
+    return device
+
+
+def _optimizer(composed: Composed) -> Callable[..., torch.optim.Optimizer]:
+    with blaming("optimizer", composed):
+        optimizer = _factory(composed, "optimizer")
+        made = optimizer([nn.Parameter(torch.zeros(1))])  # it checks its values only here
+    _expect(composed, "optimizer", made)
+    return optimizer
+
+
+def _bound(composed: Composed, settings: Settings) -> Bound | None:
+    """Return the aggregation's bound, checked for the size of a full cohort."""
+    node = composed.tree["aggregation"].get("bound")
+    if node is None:
+        return None
+    bound = cast(Bound, instantiate(node, _partial_=True, _convert_="all"))
+    if reason := bound(cohort_size(settings.num_clients, settings.fraction_train)):
+        raise ConfigError(attributed(reason, "aggregation", composed, guess=False))
+    return bound
+
+
+def load_dataset(composed: Composed) -> Any:
+    """Return the dataset that a configuration names (of `scenarios.dataset`).
+
+    Raises:
+        ConfigError: It cannot be read.
+    """
+    return _make(composed, "dataset")
+
+
+def _scenario(plan: Plan) -> Scenario:
+    composed, settings = plan.composed, plan.settings
+    dataset = load_dataset(composed)
+    build_scenario = locate("scenario", SCENARIO_BUILDER)
+    with blaming("scenario", composed):
+        return cast(
+            Scenario,
+            build_scenario(
+                name=composed.choices["scenario"],
+                dataset=dataset,
+                stream=plan.stream,
+                partition=plan.partition,
+                num_clients=settings.num_clients,
+                held_out=composed.tree["scenario"].get("held_out", 0.0),
+                seed=settings.seed,
+            ),
+        )
+
+
+def _mask(settings: Settings, scenario: Scenario) -> tuple[tuple[int, ...], ...] | None:
+    """Return the classes that the training loss may see in each experience, or None for all."""
+    if not settings.head.mask:
+        return None
+    if scenario.kind == "task":
+        raise ConfigError(
+            "head.mask=true: does nothing in a task-incremental scenario, which always sees "
+            "one task's classes; remove it"
+        )
+    if all(len(classes) == scenario.num_classes for classes in scenario.classes):
+        raise ConfigError(
+            f"head.mask=true: does nothing in scenario={scenario.name}, where every experience "
+            "holds every class; remove it"
+        )
+    return scenario.classes
+
+
+def _model_factory(plan: Plan, scenario: Scenario) -> Callable[[], nn.Module]:
+    """Return what builds the initial model, after building it once to see that it fits the data."""
+    factory = _factory(plan.composed, "model")
+    model_seed = seed(plan.settings.seed, "model")
+
+    def build_model() -> nn.Module:
+        with borrowed_global_rng(model_seed):
+            model = factory(input_shape=scenario.input_shape, num_classes=scenario.num_classes)
+        return cast(nn.Module, model).to(plan.device)
+
+    with blaming("model", plan.composed):
+        model = build_model().eval()
+        x = torch.zeros(1, *scenario.input_shape, device=plan.device)
+        try:
+            with torch.no_grad():
+                logits = model(x)
+        except RuntimeError as error:  # what torch raises for shapes that do not fit
+            raise ValueError(f"takes no input of shape {list(x.shape)}: {error}") from error
+        if logits.shape != (1, scenario.num_classes):
+            raise ValueError(
+                f"gives an output of shape {list(logits.shape)}, must be (batch, num_classes) = "
+                f"{[1, scenario.num_classes]}"
+            )
+    return build_model

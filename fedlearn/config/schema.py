@@ -1,0 +1,94 @@
+"""The keys of a run that belong to no group: their types and their ranges.
+
+Values and meanings stand in ``conf/config.yaml``. The groups' own keys are not listed anywhere:
+they are the parameters of whatever the chosen YAML's ``_target_`` names.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+GROUPS = (
+    "dataset",
+    "scenario",
+    "partition",
+    "model",
+    "continual",
+    "aggregation",
+    "optimizer",
+    "runtime",
+    "tracker",
+)
+"""The groups of a run, in the order in which the parts are built."""
+
+SCHEMA = "_schema"
+"""The name under which Hydra knows `Schema`; the first entry of config.yaml's defaults."""
+
+
+def within(interval: str) -> Any:
+    """Declare a number that must lie in `interval`."""
+    return field(default=MISSING, metadata={"interval": interval})
+
+
+def one_of(*choices: str) -> Any:
+    """Declare a string that must be one of `choices`."""
+    return field(default=MISSING, metadata={"choices": choices})
+
+
+@dataclass
+class Local:
+    """One client's turn."""
+
+    epochs: int = within("[1, inf)")
+    batch_size: int = within("[1, inf)")
+    max_grad_norm: float | None = within("(0, inf)")
+
+
+@dataclass
+class Head:
+    """The model's head during training."""
+
+    mask: bool = MISSING
+
+
+@dataclass
+class Settings:
+    """Everything about a run that is a plain value."""
+
+    seed: int = within("[0, inf)")
+    num_clients: int = within("[1, inf)")
+    fraction_train: float = within("(0, 1]")
+    fraction_evaluate: float = within("[0, 1]")
+    rounds_per_experience: int = within("[1, inf)")
+    evaluate_every: int = within("[1, inf)")
+    max_failed_rounds: int = within("[1, inf)")
+    local: Local = field(default_factory=Local)
+    head: Head = field(default_factory=Head)
+    engine: str = one_of("avalanche")
+    device: str = MISSING
+    out: str = MISSING
+    name: str = MISSING
+    dry_run: bool = MISSING
+
+
+@dataclass
+class Schema(Settings):
+    """The whole configuration as Hydra composes it."""
+
+    dataset: Any = MISSING
+    scenario: Any = MISSING
+    partition: Any = MISSING
+    model: Any = MISSING
+    continual: Any = MISSING
+    aggregation: Any = MISSING
+    optimizer: Any = MISSING
+    runtime: Any = MISSING
+    tracker: Any = MISSING
+
+
+def register() -> None:
+    """Let Hydra know the schema; doing so again changes nothing."""
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.instance().store(name=SCHEMA, node=Schema)

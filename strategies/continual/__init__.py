@@ -1,0 +1,1 @@
+"""Continual strategies: how a client learns without forgetting."""

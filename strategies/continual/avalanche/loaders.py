@@ -1,0 +1,99 @@
+"""Batches cut from tensors: no ``DataLoader``, no collation of single samples.
+
+Avalanche's loaders collate samples one by one, which costs more than the training of a small model.
+These give the same batches from tensors gathered once a turn.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+Batch = list[Tensor]
+"""One batch: tensors of equal length, in the order inputs, labels, task labels, ..."""
+
+
+class TensorBatches:
+    """One epoch over tensors: every sample once, in the given order, the last batch maybe smaller.
+
+    Equals ``DataLoader(batch_size, shuffle=True, drop_last=False)`` for the same order.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], batch_size: int, order: Tensor) -> None:
+        """Cut batches.
+
+        Args:
+            tensors: Each (n, ...).
+            batch_size: At least 1.
+            order: (n,) int64, a permutation.
+        """
+        self._parts = [torch.split(tensor[order], batch_size) for tensor in tensors]
+
+    def __len__(self) -> int:
+        return len(self._parts[0])
+
+    def __iter__(self) -> Iterator[Batch]:
+        return map(list, zip(*self._parts, strict=True))
+
+
+class MemoryBatches:
+    """Endless batches from memory: without replacement until it is used up, then shuffled anew.
+
+    The same as Avalanche's ``MultiDatasetSampler`` does with the smaller data set of a
+    ``ReplayDataLoader``, and as its ``cycle`` over a shuffled ``DataLoader``.
+    """
+
+    def __init__(
+        self,
+        tensors: Sequence[Tensor],
+        batch_size: int,
+        generator: torch.Generator,
+        drop_last: bool = False,
+    ) -> None:
+        """Start at the first batch.
+
+        Args:
+            tensors: Each (n, ...), n at least 1.
+            batch_size: At least 1.
+            generator: Draws every shuffle.
+            drop_last: Whether to leave out what does not fill a batch before each new shuffle.
+        """
+        size = len(tensors[0])
+        self._tensors = tensors
+        self._batch_size = min(batch_size, size)
+        self._size = size - size % self._batch_size if drop_last else size
+        self._generator = generator
+        self._order = torch.empty(0, dtype=torch.int64)
+        self._next = self._size
+        self.drawn = 0
+
+    def __iter__(self) -> "MemoryBatches":
+        return self
+
+    def __next__(self) -> Batch:
+        if self._next >= self._size:
+            order = torch.randperm(len(self._tensors[0]), generator=self._generator)
+            self._order, self._next = order[: self._size].to(self._tensors[0].device), 0
+        rows = self._order[self._next : self._next + self._batch_size]
+        self._next += self._batch_size
+        self.drawn += len(rows)
+        return [tensor[rows] for tensor in self._tensors]
+
+
+class ReplayBatches:
+    """An epoch over the current data, each batch followed by a batch from memory.
+
+    Equals Avalanche's ``ReplayDataLoader``: the current data decide the number of batches, and
+    memory comes second in each.
+    """
+
+    def __init__(self, current: TensorBatches, memory: MemoryBatches) -> None:
+        self._current = current
+        self._memory = memory
+
+    def __len__(self) -> int:
+        return len(self._current)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch, remembered in zip(self._current, self._memory, strict=False):
+            yield [torch.cat(pair) for pair in zip(batch, remembered, strict=True)]

@@ -1,0 +1,177 @@
+"""Avalanche's supervised template, made to live for one turn at a time and to read tensors.
+
+`TurnByTurn` changes how an Avalanche strategy is fed and seeded, and nothing of what it learns: its
+own ``train()``, hooks, plugins and clock run as they are. One deviation: whatever iterates over
+memory starts anew with each epoch, from the epoch's own seed (Avalanche keeps one iterator for all
+the epochs of a ``train()``). That makes R rounds of one epoch exactly one round of R epochs.
+
+A plugin that trains on other data than the experience's by replacing ``strategy.adapted_dataset``
+or the model's layers (GDumb, growing heads) needs a template of its own.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+import torch
+from avalanche.core import SupervisedPlugin
+from avalanche.models import avalanche_forward
+from avalanche.training.plugins.clock import Clock
+from avalanche.training.templates import SupervisedTemplate
+from torch import Tensor, nn
+
+from fedlearn.seeding import reseed_global
+from fedlearn.types import Turn
+from strategies.continual.avalanche.adapter import Criterion
+from strategies.continual.avalanche.dataset import ClientExperience, Stream, gather, identity
+from strategies.continual.avalanche.loaders import MemoryBatches, TensorBatches
+
+
+class NoEvaluation(SupervisedPlugin):  # type: ignore[misc]
+    """Stands in for Avalanche's evaluator, which warns if it has nothing to log to."""
+
+    def get_last_metrics(self) -> dict[str, float]:
+        """Return no metrics."""
+        return {}
+
+
+class TurnByTurn:
+    """Mix-in, left of an Avalanche template: a strategy that is fed tensors, for one turn.
+
+    A strategy is made by `for_turn` from a prototype, because Avalanche's constructors inspect the
+    signatures of all their base classes: 1.5 ms, more than a small client trains for.
+
+    Attributes:
+        stream: The client's experience of a given index.
+        steps: Optimiser steps so far.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    device: torch.device
+    plugins: list[Any]
+    clock: Clock
+    experience: ClientExperience
+    dataloader: Any
+    mbatch: list[Tensor]
+    loss: Tensor
+    train_mb_size: int
+    train_epochs: int
+    is_training: bool
+    stream: Stream
+    steps: int
+    _seed: Callable[..., int]
+    _next_epoch: int
+    _memories: list[MemoryBatches]
+    _drawn: int
+    _tensors: tuple[ClientExperience | None, list[Tensor]]
+    _losses: list[Tensor]
+
+    @classmethod
+    def prototype(cls, criterion: Criterion, **settings: Any) -> Self:
+        """Return what `for_turn` copies; `settings` are the Avalanche template's own."""
+        return cls(  # type: ignore[call-arg]
+            model=nn.Identity(),
+            optimizer=None,
+            criterion=criterion,
+            evaluator=NoEvaluation,
+            **settings,
+        )
+
+    def for_turn(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        plugins: Sequence[SupervisedPlugin],
+        turn: Turn,
+        stream: Stream,
+    ) -> Self:
+        """Return a strategy that remembers nothing, on `model`, seeded by `turn`."""
+        strategy = copy.copy(self)
+        strategy.model, strategy.optimizer = model, optimizer
+        strategy.device = next(model.parameters()).device
+        strategy.train_mb_size, strategy.train_epochs = turn.batch_size, turn.epochs
+        strategy.is_training = True
+        strategy.stream, strategy._seed = stream, turn.seed
+        strategy.steps, strategy._next_epoch = 0, turn.first_epoch
+        strategy._memories, strategy._drawn, strategy._tensors = [], 0, (None, [])
+        # Avalanche's evaluator and periodic evaluation have nothing to do here and cost every hook.
+        strategy.clock = Clock()
+        strategy.plugins = [*plugins, strategy.clock]
+        strategy.forget()
+        return strategy
+
+    def forget(self) -> None:
+        """Make anew what the template itself remembers."""
+
+    @property
+    def replayed(self) -> int:
+        """Samples drawn from memory so far."""
+        return self._drawn + sum(memory.drawn for memory in self._memories)
+
+    @property
+    def mean_loss(self) -> float:
+        """Mean loss over the samples of the latest epoch, every term included."""
+        losses, size = torch.cat(self._losses), len(self._tensors[1][0])
+        full = self.train_mb_size
+        last = size - full * (len(losses) - 1)
+        return float(losses[:-1].sum() * full + losses[-1] * last) / size
+
+    def remembered(self, dataset: Any) -> list[Tensor]:
+        """Return inputs, labels and task labels of an Avalanche data set, on the device."""
+        return [tensor.to(self.device) for tensor in gather(self.stream, identity(dataset))]
+
+    def draw_from(
+        self, samples: Sequence[Tensor], batch_size: int, drop_last: bool = False
+    ) -> MemoryBatches:
+        """Return endless batches of `samples` from memory, on the latest epoch's own seed."""
+        seed = self._seed("replay", self._next_epoch - 1, len(self._memories))
+        generator = torch.Generator().manual_seed(seed)
+        self._memories.append(MemoryBatches(samples, batch_size, generator, drop_last))
+        return self._memories[-1]
+
+    # What Avalanche calls.
+
+    def train_dataset_adaptation(self, **_: Any) -> None:
+        """Build no data set: training reads tensors."""
+
+    def make_train_dataloader(self, **_: Any) -> None:
+        """Build no loader: every epoch has its own."""
+
+    def forward(self) -> Tensor:
+        """Return logits (batch, C)."""
+        output: Tensor = avalanche_forward(self.model, self.mbatch[0], self.mbatch[2])
+        return output
+
+    def _unpack_minibatch(self) -> None:
+        """Do nothing: a batch is a list of tensors on the device already."""
+
+    def _before_training_exp(self, **kwargs: Any) -> None:
+        reseed_global(self._seed("set-up", self.experience.current_experience))
+        super()._before_training_exp(**kwargs)  # type: ignore[misc]
+
+    def _after_training_exp(self, **kwargs: Any) -> None:
+        reseed_global(self._seed("consolidate", self.experience.current_experience))
+        super()._after_training_exp(**kwargs)  # type: ignore[misc]
+
+    def _before_training_epoch(self, **kwargs: Any) -> None:
+        epoch, self._next_epoch = self._next_epoch, self._next_epoch + 1
+        reseed_global(self._seed("epoch", epoch))
+        if self._tensors[0] is not self.experience:
+            self._tensors = self.experience, self.experience.tensors(self.device)
+        tensors = self._tensors[1]
+        generator = torch.Generator().manual_seed(self._seed("batches", epoch))
+        order = torch.randperm(len(tensors[0]), generator=generator).to(self.device)
+        self.dataloader = TensorBatches(tensors, self.train_mb_size, order)
+        self._memories, self._drawn = [], self.replayed
+        self._losses = []
+        super()._before_training_epoch(**kwargs)  # type: ignore[misc]
+
+    def _after_training_iteration(self, **kwargs: Any) -> None:
+        self._losses.append(self.loss.detach())
+        self.steps += 1
+        super()._after_training_iteration(**kwargs)  # type: ignore[misc]
+
+
+class TensorTemplate(TurnByTurn, SupervisedTemplate):  # type: ignore[misc]
+    """Avalanche's supervised template, turn by turn."""

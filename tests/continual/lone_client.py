@@ -1,0 +1,180 @@
+"""One client on scikit-learn's digits: streams, models, and two ways to live through them."""
+
+import copy
+import json
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+from fedlearn.seeding import borrowed_global_rng
+from fedlearn.types import Experience, LocalTraining, Report, Samples, State, Turn
+from strategies.continual.avalanche.adapter import AvalancheContinual
+from strategies.continual.avalanche.agem import agem
+from strategies.continual.avalanche.der_plus_plus import der_plus_plus
+from strategies.continual.avalanche.ewc import ewc
+from strategies.continual.avalanche.lwf import lwf
+from strategies.continual.avalanche.mas import mas
+from strategies.continual.avalanche.naive import naive
+from strategies.continual.avalanche.replay import replay
+from strategies.continual.avalanche.si import si
+
+SGD = partial(torch.optim.SGD, lr=0.1)
+TRAINING = LocalTraining(SGD, num_classes=10)
+STRATEGIES: dict[str, Callable[..., AvalancheContinual]] = {
+    "naive": naive,
+    "ewc": partial(ewc, ewc_lambda=10.0),
+    "ewc_online": partial(ewc, ewc_lambda=10.0, mode="online", decay_factor=0.9),
+    "si": si,
+    "lwf": lwf,
+    "mas": mas,
+    "replay": replay,
+    "agem": partial(agem, sample_size=10),
+    "der": partial(der_plus_plus, alpha=0.5, beta=0.0),
+    "der_plus_plus": partial(der_plus_plus, memory_per_client=40),  # more than a batch
+}
+KEEPING = [name for name in STRATEGIES if name != "naive"]
+CONSOLIDATING_WEIGHTS = [name for name in KEEPING if name not in ("replay", "agem")]
+
+_digits = load_digits()
+DIGITS = Samples(
+    torch.tensor(_digits.data / 16, dtype=torch.float32), torch.tensor(_digits.target).long()
+)
+
+
+def split(num_experiences: int = 3, size: int | None = 70, task: bool = False) -> list[Experience]:
+    """Return a stream of two new classes an experience, at most `size` samples each."""
+    stream = []
+    for index in range(num_experiences):
+        classes = (2 * index, 2 * index + 1)
+        rows = (DIGITS.y // 2 == index).nonzero().squeeze(1)[:size]
+        stream.append(Experience(index, DIGITS, rows, classes, index if task else 0))
+    return stream
+
+
+def permuted(num_experiences: int = 3, size: int = 70) -> list[Experience]:
+    """Return a stream of all classes, with the pixels permuted anew in each experience."""
+    stream = []
+    for index in range(num_experiences):
+        pixels = torch.randperm(64, generator=torch.Generator().manual_seed(index))
+        rows = torch.arange(index * size, (index + 1) * size)
+        transform = partial(torch.index_select, dim=1, index=pixels)
+        stream.append(Experience(index, DIGITS, rows, tuple(range(10)), 0, transform))
+    return stream
+
+
+def mlp(dropout: float = 0.0, norm: bool = False, hidden: int = 16) -> nn.Sequential:
+    """Return a small classifier, the same at every call."""
+    with borrowed_global_rng(0):
+        layers: list[nn.Module] = [nn.Linear(64, hidden)]
+        layers += [nn.BatchNorm1d(hidden)] if norm else []
+        layers += [nn.ReLU()]
+        layers += [nn.Dropout(dropout)] if dropout else []
+        return nn.Sequential(*layers, nn.Linear(hidden, 10))
+
+
+def turn_at(first_epoch: int, epochs: int = 1, previous: Experience | None = None, **more) -> Turn:
+    """Return a turn of client 0."""
+    return Turn(
+        **{
+            "run_seed": 7,
+            "client_id": 0,
+            "server_round": first_epoch + 1,
+            "first_epoch": first_epoch,
+            "epochs": epochs,
+            "batch_size": 32,
+            "previous": previous,
+            **more,
+        }
+    )
+
+
+def through_json(state: State) -> State:
+    """Return `state` after a trip through bytes: cloned tensors and JSON values."""
+    tensors = {name: tensor.clone() for name, tensor in state.tensors.items()}
+    return State(tensors, json.loads(json.dumps(state.values)))
+
+
+def live(
+    strategy: AvalancheContinual,
+    model: nn.Module,
+    stream: list[Experience],
+    rounds: int = 1,
+    epochs: int = 1,
+    carry: Callable[[State], State] = lambda state: state,
+    forget: bool = False,
+    **more: Any,
+) -> list[Report]:
+    """Train through `stream`, `rounds` turns of `epochs` epochs in each experience.
+
+    Args:
+        carry: What happens to the state between two turns.
+        forget: Whether the client comes back each time as one that nobody knows.
+        more: Fields of the turns, e.g. ``batch_size``.
+    """
+    reports: list[Report] = []
+    state, previous, clock = State(), None, 0
+    for experience in stream:
+        for at in range(rounds):
+            entered = previous if at == 0 and not forget else None
+            turn = turn_at(clock, epochs, entered, **more)
+            report = strategy.train_turn(model, experience, stream.__getitem__, turn, state)
+            reports.append(report)
+            state, clock = State() if forget else carry(report.state), clock + epochs
+        previous = experience
+    return reports
+
+
+def persist(
+    strategy: AvalancheContinual,
+    model: nn.Module,
+    stream: list[Experience],
+    epochs: int,
+    first_epochs: list[int] | None = None,
+) -> Any:
+    """Train through `stream` with one Avalanche object and Avalanche's own ``train()``.
+
+    Args:
+        first_epochs: The clock at each experience's start; without pauses by default.
+
+    Returns:
+        The Avalanche object.
+    """
+    oracle = strategy._strategy(model, lambda index: by_index[index], turn_at(0, epochs))
+    oracle.plugins[-1:-1] = strategy._local_plugins(model, turn_at(0))
+    by_index = {experience.index: experience for experience in stream}
+    clocks = first_epochs or [epochs * place for place in range(len(stream))]
+    with borrowed_global_rng(0):
+        for experience, clock in zip(stream, clocks, strict=True):
+            oracle._next_epoch = clock
+            oracle.train(strategy._seen(experience, by_index.__getitem__), eval_streams=[])
+    return oracle
+
+
+def weights(model: nn.Module) -> torch.Tensor:
+    """Return all parameters and buffers as one vector."""
+    return torch.cat([tensor.detach().double().flatten() for tensor in model.state_dict().values()])
+
+
+def gap(one: nn.Module, other: nn.Module) -> float:
+    """Return the largest difference between two models."""
+    return float((weights(one) - weights(other)).abs().max())
+
+
+def accuracy(model: nn.Module, experiences: list[Experience]) -> float:
+    """Return the mean accuracy over `experiences`."""
+    model.eval()
+    hits = []
+    with torch.no_grad():
+        for experience in experiences:
+            x, y = experience.gather()
+            hits.append(float((model(x).argmax(1) == y).float().mean()))
+    return sum(hits) / len(hits)
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """Return a copy of `model`."""
+    return copy.deepcopy(model)

@@ -1,0 +1,202 @@
+"""Bad input: exit status 2 and one line that names the key and the way out, before data loads."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fedlearn.cli import main
+
+CONFIGURATION = [
+    # unknown choices
+    ("continual=replya", "continual=replya: unknown; did you mean replay? choices: "),
+    ("continual=null", "continual=null: unknown; choices: "),
+    ("scenario=split_minst", "did you mean split_mnist?"),
+    ("aggregation=fedavgg", "did you mean fedavg?"),
+    ("aggregation=_flower", "aggregation=_flower: is not a choice; choices: "),
+    ("dataset=cifar11", "dataset=cifar11: unknown"),
+    ("experiment=digit_bands", "did you mean digits_bands?"),
+    ("runtime=ray", "runtime=ray: Flower's Ray simulation is not available yet"),
+    ("runtime=deployment", "runtime=deployment: "),
+    # unknown keys
+    ("local.epoch=3", "local.epoch=3: unknown key; did you mean local.epochs?"),
+    ("numclients=3", "did you mean num_clients?"),
+    ("lr=0.1", "lr=0.1: unknown key; did you mean optimizer.lr?"),
+    ("continul=naive", "continul=naive: unknown key; did you mean continual?"),
+    ("dataset.test_fractoin=0.1", "did you mean test_fraction? keys of dataset=digits: "),
+    ("+optimizer.lrr=3", "optimizer.lrr=3: unknown key; did you mean lr? keys: lr, momentum"),
+    ("+local.epoch=3", "local.epoch=3: unknown key; did you mean local.epochs?"),
+    ("+foo=1", "foo=1: unknown key"),
+    ("+model.num_classes=3", "model.num_classes=3: is filled in by fedlearn"),
+    ("~continual", "continual: is missing; choices: "),
+    ("~seed", "seed: is missing"),
+    # grammar
+    ("seed", "seed: '=' is missing, expected key=value"),
+    ("replay", "did you mean continual=replay?"),
+    ("seed=[1", "seed=[1: "),
+    ("seed=0,1", "seed=0,1: several values need -m"),
+    ("name=${oops}", "name=${oops}: Interpolation key 'oops' not found"),
+    # types
+    ("local.epochs=two", "local.epochs=two: must be a whole number"),
+    ("seed=1.5", "seed=1.5: must be a whole number"),
+    ("seed=null", "seed=null: must not be null"),
+    ("head.mask=maybe", "head.mask=maybe: must be true or false"),
+    ("local=3", "local=3: has keys of its own"),
+    ("optimizer.lr=fast", "optimizer.lr=fast: must be a finite number"),
+    ("optimizer.lr=inf", "optimizer.lr=inf: must be a finite number"),
+    ("optimizer.nesterov=3", "optimizer.nesterov=3: must be true or false"),
+    ("model.activation=rleu", "did you mean relu?"),
+    ("model.hidden_sizes=100", "model.hidden_sizes=100: must be a list"),
+    ("model.hidden_sizes=[a]", "a in it must be a whole number"),
+    ("scenario.held_out=some", "scenario.held_out=some: must be a finite number"),
+    ("model=[cnn,mlp]", "model: must be one choice; choices: cnn, "),
+    ("model=[1]", "model=[1]: unknown; choices: "),
+    ("model=[]", "model: is missing"),
+    ("optimizer.limits=true", "optimizer.limits=true: must be a mapping"),
+    ("optimizer.limits.momentum=small", "optimizer.momentum: 'small' is not an interval"),
+    ("aggregation=krum aggregation.bound=3", "aggregation.bound=3: needs a _target_"),
+    ("aggregation._target_=torch.nn.Identity", "what it makes, Identity, has no configure_train"),
+    ("partition._target_=collections.Counter", "what it makes, Counter, has no split"),
+    # ranges
+    ("seed=-1", "seed=-1: must be at least 0"),
+    ("num_clients=0", "num_clients=0: must be at least 1"),
+    ("fraction_train=0", "fraction_train=0.0: must be in (0, 1]"),
+    ("fraction_train=nan", "fraction_train=nan: must be in (0, 1]"),
+    ("fraction_evaluate=1.1", "fraction_evaluate=1.1: must be in [0, 1]"),
+    ("rounds_per_experience=0", "rounds_per_experience=0: must be at least 1"),
+    ("evaluate_every=0", "evaluate_every=0: must be at least 1"),
+    ("max_failed_rounds=0", "max_failed_rounds=0: must be at least 1"),
+    ("local.epochs=0", "local.epochs=0: must be at least 1"),
+    ("local.batch_size=0", "local.batch_size=0: must be at least 1"),
+    ("local.max_grad_norm=0", "local.max_grad_norm=0.0: must be greater than 0"),
+    ("optimizer.lr=-1", "optimizer.lr=-1: Invalid learning rate: -1"),
+    ("optimizer.momentum=1", "optimizer.momentum=1: must be in [0, 1)"),
+    ("partition.alpha=0", "partition.alpha=0"),
+    ("scenario.held_out=0.9", "scenario.held_out=0.9: must be between 0 and 0.5"),
+    # names
+    ("device=gpu", "device=gpu: unknown; did you mean cpu? choices: auto, cpu, cuda, cuda:N"),
+    ("device=cuda:99", "device=cuda:99: this machine has"),
+    ("engine=avalance", "engine=avalance: unknown; did you mean avalanche?"),
+    ("engine=functional", "engine=functional: not available yet"),
+    ("runtime.executor=process", "runtime.executor=process: not available yet"),
+    ("runtime.executor=vectorized", "runtime.executor=vectorized: not available yet"),
+    ("runtime.executor=seriel", "did you mean serial?"),
+    ("name=a/b", "name=a/b: must be up to 200 letters, digits"),
+    (f"name={'a' * 201}", "must be up to 200 letters"),
+    ("name=", "name=: must be up to 200 letters"),
+    ("out=/dev/null/runs", "out=/dev/null/runs: cannot be made: Not a directory"),
+    ("model._target_=fedlearn.models.mlp.MPL", "has no MPL; did you mean MLP?"),
+    ("model._target_=fedlearn.modles.mlp.MLP", "fedlearn has no modles; did you mean models?"),
+    ("model._target_=nowhere.MLP", "there is no module nowhere"),
+    # parts that do not fit together
+    ("aggregation.fraction_train=0.5", "aggregation.fraction_train=0.5: must be exactly 1"),
+    ("aggregation=krum num_clients=4", "aggregation=krum: needs at least 2f+3 = 5 clients"),
+    ("aggregation=krum fraction_train=0.3", "aggregation=krum: needs at least 2f+3 = 5 clients"),
+    ("aggregation=bulyan num_clients=6", "aggregation=bulyan: needs at least 4f+3 = 7 clients"),
+    ("aggregation=multikrum aggregation.num_nodes_to_select=10", "num_nodes_to_select=10"),
+    ("aggregation=fedtrimmedavg aggregation.beta=0.7", "aggregation.beta=0.7: "),
+    ("aggregation=fedprox aggregation.proximal_mu=-1", "aggregation.proximal_mu=-1: must be"),
+    ("aggregation=fedavgm aggregation.server_momentum=1", "must be in [0, 1)"),
+    ("scenario.num_experiences=11", "more than the dataset's 10 classes"),
+    ("num_clients=1000000", "num_clients=1000000"),
+    ("scenario=split_mnist dataset.root=/nowhere", "dataset.root=/nowhere"),
+    ("model=lenet", "model=lenet"),
+    ("scenario=task_digits head.mask=true", "head.mask=true: does nothing in a task-incremental"),
+    ("scenario=permuted_digits head.mask=true", "head.mask=true: does nothing"),
+]
+COMMAND_LINE = [
+    (["rn"], "fedlearn rn: unknown; did you mean run? commands: "),
+    (["list", "continul"], "fedlearn list continul: unknown group; did you mean continual?"),
+    (["doctor", "now"], "takes no arguments"),
+    (["run", "--mutirun"], "unrecognized arguments: --mutirun; see fedlearn run --help"),
+    (["run", "--cfg", "jobs"], "invalid choice: 'jobs'"),
+    (["run", "--cfg", "job", "continual=replya"], "did you mean replay?"),
+    (["run", "--config-dir", "/nowhere"], "--config-dir=/nowhere: there is no such directory"),
+    (["run", "-m", "seed=0,1", "continual=naive,replya"], "did you mean replay?"),
+    (["run", "-m", "aggregation=krum", "num_clients=10,4"], "needs at least 2f+3"),
+    (["run", "-m", "seed=interval(0,1)"], "an interval has no end of values"),
+    (["run", "-m", "continual=glob(nothing*)"], "matches no choice"),
+    (["run", "-m", "hydra.job.name=a,b"], "Hydra's own keys cannot have several values"),
+    (["run", "hydra.run.dirr=x"], "hydra.run.dirr=x: Key 'dirr' not in 'RunDir'"),
+    (["run", "hydra/launcher=nothing"], "hydra/launcher"),
+    (["run", "hydra.run.dir=${nothing}"], "Interpolation key 'nothing' not found"),
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragment"),
+    [(["run", *text.split(" ")], fragment) for text, fragment in CONFIGURATION] + COMMAND_LINE,
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_line_and_exit_2(
+    arguments: list[str], fragment: str, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.endswith("\n")
+    assert fragment in err
+    assert not runs.exists()
+
+
+def test_two_mistakes_are_reported_one_at_a_time(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "continual=replya", "seed=x"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "replya" in err
+
+
+def test_a_broken_user_yaml_is_named_with_its_line(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "more" / "model" / "mine.yaml"
+    broken.parent.mkdir(parents=True)
+    broken.write_text("# mine\n_target_: [\nhidden: 3\n")
+    assert main(["run", "--config-dir", str(tmp_path / "more"), "model=mine"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "mine.yaml, line 4" in err
+
+
+def test_a_bug_is_not_dressed_up_as_the_users_mistake(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "buggy.py").write_text(
+        "class Model:\n"
+        "    def __init__(self, input_shape, num_classes):\n"
+        "        raise KeyError('a bug')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(KeyError, match="a bug"):
+        main(["run", "model._target_=buggy.Model", "~model.hidden_sizes", *_CLEAR])
+
+
+_CLEAR = ["~model.activation", "~model.dropout", "~model.batch_norm"]
+
+
+def _fedlearn(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "fedlearn", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments", [["run", "local.epoch=3"], ["run", "optimizer.lr=-1"], ["rnu"]]
+)
+def test_as_a_process_it_is_the_same(arguments: list[str], tmp_path: Path) -> None:
+    done = _fedlearn(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
