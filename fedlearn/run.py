@@ -126,4 +126,5 @@ def summary_of(
         "experiences": experiment.scenario.num_experiences,
         **server.scoreboard.summary(server.learned),
         **server.ledger.summary(seconds),
+        "wandb": {"mode": "none", "id": None, "dir": None},  # a tracker knows better
     }

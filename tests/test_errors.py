@@ -86,7 +86,7 @@ CONFIGURATION = [
     ("name=a/b", "name=a/b: must be up to 200 letters, digits"),
     (f"name={'a' * 201}", "must be up to 200 letters"),
     ("name=", "name=: must be up to 200 letters"),
-    ("out=/dev/null/runs", "out=/dev/null/runs: cannot be made: Not a directory"),
+    ("out=/dev/null/runs", "out=/dev/null/runs: /dev/null is not a directory"),
     ("model._target_=fedlearn.models.mlp.MPL", "has no MPL; did you mean MLP?"),
     ("model._target_=fedlearn.modles.mlp.MLP", "fedlearn has no modles; did you mean models?"),
     ("model._target_=nowhere.MLP", "there is no module nowhere"),

@@ -34,7 +34,7 @@ def launch(job: Composed, overrides: Sequence[str], config_dir: Path | None) -> 
     if experiment.settings.dry_run:
         sys.stdout.write(describe(experiment))
         return 0
-    _make_folder(experiment.settings.out)
+    _check_folder(experiment.settings.out)
     task = LoneTask(job, experiment)
     hydra_main(task, [], overrides, config_dir)
     return task.status
@@ -57,10 +57,10 @@ def launch_sweep(jobs: Sequence[Composed], sweep: Sweep, config_dir: Path | None
         f"hydra.sweep.dir={quoted(str(sweep_dir))}",
         f"hydra.job.config.override_dirname.exclude_keys=[{unnamed}]",
     ]
-    if max(len("_".join(job)) for job in sweep.jobs) > LONGEST_NAME:
+    if max(len(sweep.label(job)) for job in sweep.jobs) > LONGEST_NAME:
         placed.append("hydra.sweep.subdir=${hydra:job.num}")
     for plan in plans:
-        _make_folder(plan.settings.out)
+        _check_folder(plan.settings.out)
     task = SweepTask()
     hydra_main(task, ["--multirun"], [*sweep.overrides, *placed], config_dir)
     completed = _compare(sweep, sweep_dir)
@@ -68,18 +68,18 @@ def launch_sweep(jobs: Sequence[Composed], sweep: Sweep, config_dir: Path | None
     return task.status or int(completed < len(jobs))
 
 
-def _make_folder(out: str) -> None:
-    """Make the folder that run directories go into.
+def _check_folder(out: str) -> None:
+    """Check that run directories can be made in `out`, which need not exist yet.
 
     Raises:
-        ConfigError: It cannot be made or written to.
+        ConfigError: They cannot.
     """
-    try:
-        Path(out).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"out={out}: cannot be made: {error.strerror}") from error
-    if not os.access(out, os.W_OK | os.X_OK):
-        raise ConfigError(f"out={out}: is not writable")
+    folder = Path(out).absolute()
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir():
+        raise ConfigError(f"out={out}: {existing} is not a directory")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ConfigError(f"out={out}: {existing} is not writable")
 
 
 def _compare(sweep: Sweep, sweep_dir: Path) -> int:

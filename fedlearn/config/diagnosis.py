@@ -39,7 +39,7 @@ def diagnose(overrides: Sequence[str], config_dir: Path | None, error: Exception
     if isinstance(error, ConfigError):
         return error
     groups = find_choices([config_dir] if config_dir else [])
-    for found in _suspects(overrides, config_dir, groups):
+    for found in _suspects(overrides, config_dir, groups, error):
         return found
     if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
@@ -48,15 +48,18 @@ def diagnose(overrides: Sequence[str], config_dir: Path | None, error: Exception
 
 
 def _suspects(
-    overrides: Sequence[str], config_dir: Path | None, groups: Mapping[str, Sequence[Choice]]
+    overrides: Sequence[str],
+    config_dir: Path | None,
+    groups: Mapping[str, Sequence[Choice]],
+    error: Exception,
 ) -> Iterator[ConfigError]:
     """Yield an error for each wrong override, found by ever deeper looks."""
     parsed = []
     for text in overrides:
         try:
             parsed.append(OverridesParser.create().parse_override(text))
-        except HydraException as error:
-            yield _syntax_error(text, groups, error)
+        except HydraException as unreadable:
+            yield _syntax_error(text, groups, unreadable)
             return
     for override in parsed:
         if override.is_sweep_override():
@@ -70,10 +73,14 @@ def _suspects(
     except COMPOSITION_ERRORS:
         return
     known = [*groups, *_keys(OmegaConf.to_container(config.copy(), resolve=False))]
-    for override in parsed:
-        if override.key_or_group not in groups:
-            yield from _key_error(override, config, known)
-            yield from _value_error(override, chosen, config_dir)
+    values = [override for override in parsed if override.key_or_group not in groups]
+    for override in values:
+        yield from _key_error(override, config, known)
+    for override in values:
+        text = str(override.input_line)
+        alone = error if len(values) == 1 else _error_of([*chosen, text], config_dir)
+        if alone is not None:
+            yield ConfigError(f"{text}: {_wrong_value(alone)}")
 
 
 def _syntax_error(
@@ -123,18 +130,18 @@ def _own_keys(node: Any) -> list[str]:
     return [key for key in node if not key.startswith("_") and key not in ("limits", "bound")]
 
 
-def _value_error(
-    override: Override, chosen: Sequence[str], config_dir: Path | None
-) -> Iterator[ConfigError]:
-    text = str(override.input_line)
+def _error_of(overrides: Sequence[str], config_dir: Path | None) -> Exception | None:
     try:
-        compose_raw([*chosen, text], config_dir)
+        compose_raw(overrides, config_dir)
     except COMPOSITION_ERRORS as error:
-        cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-        yield ConfigError(f"{text}: {_wrong_value(cause)}")
+        return error
+    return None
 
 
 def _wrong_value(error: BaseException) -> str:
+    """Return what is wrong with the one override that composing stopped at."""
+    if isinstance(error.__cause__, OmegaConfBaseException):
+        error = error.__cause__
     if not isinstance(error, OmegaConfBaseException):
         return one_line(error)
     said = reason(error)

@@ -5,7 +5,7 @@ import torch
 from avalanche.benchmarks.utils.data_loader import ReplayDataLoader
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lone_client import DIGITS, TRAINING, live, mlp, permuted, split
+from lone_client import DIGITS, TRAINING, live, mlp, permuted, split, turn_at
 
 from fedlearn.seeding import borrowed_global_rng
 from fedlearn.types import State
@@ -168,3 +168,15 @@ def test_report_counts_what_came_from_memory() -> None:
     strategy = replay(training=TRAINING, memory_per_client=20, memory_batch_size=7)
     reports = live(strategy, mlp(), split(2), epochs=2)  # 70 samples: 3 steps an epoch
     assert [report.replayed for report in reports] == [0, 2 * (7 + 7 + 6)]
+
+
+def test_two_memories_of_one_epoch_are_shuffled_differently() -> None:
+    strategy, stream = agem(training=TRAINING), split(1)
+    oracle = strategy._strategy(mlp(), stream.__getitem__, turn_at(0))
+    oracle.experience = strategy._seen(stream[0], stream.__getitem__)
+    orders = []
+    with borrowed_global_rng(0):
+        for _ in range(2):
+            oracle._before_training_epoch()
+            orders += [next(oracle.draw_from([torch.arange(40)], 40))[0] for _ in range(2)]
+    assert len({tuple(order.tolist()) for order in orders}) == 4
