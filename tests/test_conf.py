@@ -240,5 +240,5 @@ def test_the_configuration_is_found_in_a_wheel_and_in_the_source_tree(
 
 def test_local_settings_are_typed() -> None:
     settings = prepare(compose(["local.max_grad_norm=1", "tracker=none"])).settings
-    assert settings.local == Local(epochs=2, batch_size=32, max_grad_norm=1.0)
+    assert settings.local == Local(epochs=2, batch_size=8, max_grad_norm=1.0)
     assert isinstance(settings.local.max_grad_norm, float)
