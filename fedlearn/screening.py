@@ -3,18 +3,22 @@
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 import torch
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedlearn.records import (
+    ACCURACY,
     ARRAYS,
     BUFFERS,
+    CORRECT,
     IDLE,
     METRICS,
     NUM_EXAMPLES,
+    REPLAYED,
+    STEPS,
     TRAIN_LOSS,
     Tensors,
     metrics_of,
@@ -90,9 +94,9 @@ def screen(
             _check_examples(metrics.get(NUM_EXAMPLES), max_examples(client_id))
             _check_tensors(to_tensors(arrays), parameters)
             _check_tensors(own_buffers, buffers)
-            loss = metrics.get(TRAIN_LOSS, 0.0)
-            if not isinstance(loss, int | float) or not math.isfinite(loss):
-                raise ValueError(f"{TRAIN_LOSS} is {loss}")
+            for name in (TRAIN_LOSS, STEPS, REPLAYED):
+                if not _is_number(metrics.get(name, 0)):
+                    raise ValueError(f"{name} is {metrics[name]}")
         except ValueError as error:
             screened.quarantined[client_id] = str(error)
             continue
@@ -105,8 +109,29 @@ def screen(
     return screened
 
 
+def check_evaluation(message: Message, num_experiences: int) -> None:
+    """Check that a client's answer to an evaluation is what `Client.evaluate` sends.
+
+    Raises:
+        ValueError: It is not; the message says why.
+    """
+    metrics = metrics_of(message)
+    total, correct = metrics.get(NUM_EXAMPLES), metrics.get(CORRECT)
+    if not (_is_number(total) and _is_number(correct) and 0 <= correct <= total):
+        raise ValueError(f"{correct} correct of {total}")
+    accuracy = metrics.get(ACCURACY)
+    if not isinstance(accuracy, list) or len(accuracy) != num_experiences:
+        raise ValueError(f"{ACCURACY} must be a list of {num_experiences} numbers")
+    if not all(_is_number(value) and (value == -1 or 0 <= value <= 1) for value in accuracy):
+        raise ValueError(f"{ACCURACY} holds {accuracy}")
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _check_examples(value: Any, limit: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not _is_number(value):
         raise ValueError(f"{NUM_EXAMPLES} is {value}")
     if not 0 < value <= limit:
         raise ValueError(f"{NUM_EXAMPLES} is {value:g}, must be in 1..{limit}")
@@ -140,8 +165,11 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def _common_metrics(messages: Sequence[Message]) -> set[str]:
-    """Return the metric names that every message has: Flower refuses to aggregate any others."""
-    names = [set(metrics_of(message)) for message in messages]
+    """Return the names under which every message has a number: Flower can average no others."""
+    names = [
+        {name for name, value in metrics_of(message).items() if _is_number(value)}
+        for message in messages
+    ]
     return set.intersection(*names) if names else set()
 
 

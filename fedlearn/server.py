@@ -4,7 +4,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
@@ -17,9 +17,10 @@ from fedlearn import records
 from fedlearn.cohort import CohortGrid, sample_clients
 from fedlearn.evaluation import Evaluator
 from fedlearn.ledger import Ledger
+from fedlearn.records import PARTITION_ID
 from fedlearn.schedule import Schedule
 from fedlearn.scoreboard import Accuracies, Scoreboard, jsonable
-from fedlearn.screening import Screened, average_buffers, is_finite, screen
+from fedlearn.screening import Screened, average_buffers, check_evaluation, is_finite, screen
 from fedlearn.seeding import borrowed_global_rng, seed
 from fedlearn.types import Scenario
 
@@ -132,11 +133,13 @@ class Server:
             Message(RecordDict(), dst_node_id=node_id, message_type="query")
             for node_id in grid.get_node_ids()
         ]
-        nodes = {
-            cast(int, records.metrics_of(reply)[records.PARTITION_ID]): reply.metadata.src_node_id
-            for reply in grid.send_and_receive(asked)
-            if not reply.has_error()
-        }
+        nodes: dict[int, int] = {}
+        for reply in grid.send_and_receive(asked):
+            told = None if reply.has_error() else records.metrics_of(reply).get(PARTITION_ID)
+            if isinstance(told, int) and 0 <= told < self._scenario.num_clients:
+                nodes[told] = reply.metadata.src_node_id
+        for client_id in sorted(set(range(self._scenario.num_clients)) - nodes.keys()):
+            self._warn(f"client {client_id} did not answer; the run goes on without it")
         return dict(sorted(nodes.items()))
 
     def _round(self, grid: Grid, nodes: Mapping[int, int], server_round: int) -> None:
@@ -325,9 +328,15 @@ class Server:
         self.ledger.down_bytes += sum(records.wire_bytes(each.content) for each in messages)
         replies: dict[int, Message] = {}
         for reply in grid.send_and_receive(messages):
-            client_id = client_of[reply.metadata.src_node_id]
-            if reply.has_error():
-                self._warn(f"client {client_id} could not evaluate: {reply.error.reason}")
+            client_id = client_of.get(reply.metadata.src_node_id)
+            if client_id is None:
+                continue
+            try:
+                if reply.has_error():
+                    raise ValueError(reply.error.reason)
+                check_evaluation(reply, self._scenario.num_experiences)
+            except ValueError as error:
+                self._warn(f"client {client_id}'s evaluation is left out: {error}")
             else:
                 replies[client_id] = reply
         return replies

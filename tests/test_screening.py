@@ -6,7 +6,7 @@ from flwr.app import Message, MetricRecord, RecordDict
 
 from fedlearn import records
 from fedlearn.runtimes.inprocess import task_identity
-from fedlearn.screening import average_buffers, is_finite, screen
+from fedlearn.screening import average_buffers, check_evaluation, is_finite, screen
 
 PARAMETERS = {"w": torch.zeros(2, 3), "b": torch.zeros(3)}
 BUFFERS = {"mean": torch.zeros(2), "count": torch.tensor(0)}
@@ -69,6 +69,9 @@ NAN = {**PARAMETERS, "w": torch.tensor([[0.0, math.nan, 0], [0, 0, 0]])}
         ({"metrics": {"num-examples": math.nan}}, "num-examples is nan"),
         ({"metrics": {"num-examples": [5]}}, "num-examples is"),
         ({"metrics": {"train_loss": math.inf}}, "train_loss is inf"),
+        ({"metrics": {"train_loss": [0.5]}}, r"train_loss is \[0.5\]"),
+        ({"metrics": {"steps": math.nan}}, "steps is nan"),
+        ({"metrics": {"replayed": [1, 2]}}, r"replayed is \[1, 2\]"),
     ],
 )
 def test_a_bad_reply_is_quarantined_with_its_reason(bad, reason):
@@ -98,6 +101,42 @@ def test_errors_idle_clients_strangers_and_duplicates_are_told_apart():
 def test_metrics_that_not_every_client_sent_are_left_out():
     screened = _screen(_reply(1, metrics={"extra": 1.0}), _reply(2))
     assert all("extra" not in records.metrics_of(m) for m in screened.accepted.values())
+
+
+@pytest.mark.parametrize("odd", [[1.0, 2.0], math.nan])
+def test_metrics_that_cannot_be_averaged_are_left_out_for_all(odd):
+    screened = _screen(_reply(1, metrics={"extra": odd}), _reply(2, metrics={"extra": 1.0}))
+    assert list(screened.accepted) == [0, 1]
+    assert all("extra" not in records.metrics_of(m) for m in screened.accepted.values())
+
+
+def _evaluation(**metrics):
+    honest = {"num-examples": 4, "correct": 3, "accuracy": [0.5, 1.0, -1.0]}
+    content = RecordDict({"metrics": MetricRecord({**honest, **metrics})})
+    return Message(content, reply_to=Message(RecordDict(), 1, "evaluate"))
+
+
+def test_an_honest_evaluation_passes():
+    check_evaluation(_evaluation(), 3)
+    check_evaluation(_evaluation(**{"num-examples": 0, "correct": 0, "accuracy": [-1.0] * 3}), 3)
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"accuracy": [0.5, 1.0]},
+        {"accuracy": [0.5, 1.0, 1.5]},
+        {"accuracy": [0.5, 1.0, math.nan]},
+        {"accuracy": 0.5},
+        {"correct": 5},
+        {"correct": math.nan},
+        {"num-examples": -1},
+        {"num-examples": [4]},
+    ],
+)
+def test_a_dishonest_evaluation_is_refused(lie):
+    with pytest.raises(ValueError, match=r"accuracy|correct of"):
+        check_evaluation(_evaluation(**lie), 3)
 
 
 def test_up_bytes_count_every_reply_that_arrived():

@@ -98,9 +98,10 @@ def test_the_digest_does_not_depend_on_the_order_of_the_cohort():
         _set_metric("num-examples", 10**12),
         _set_metric("num-examples", -2),
         _set_metric("num-examples", 0),
+        _set_metric("steps", math.nan),
         _raises,
     ],
-    ids=["nan", "shape", "key", "examples-1e12", "examples-negative", "examples-0", "raises"],
+    ids=["nan", "shape", "key", "1e12", "negative", "0", "steps", "raises"],
 )
 def test_a_bad_client_changes_nothing_but_its_own_part(fault):
     absent = {(2, 0), (2, 1)}
