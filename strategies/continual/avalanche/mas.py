@@ -15,7 +15,7 @@ from strategies.continual.avalanche.bounds import at_least, one_of, within
 def mas(
     *,
     training: LocalTraining,
-    lambda_reg: float = 1.0,
+    lambda_reg: float = 0.1,
     alpha: float = 0.5,
     anchor: Anchor = "local",
 ) -> AvalancheContinual:
@@ -23,7 +23,8 @@ def mas(
 
     Args:
         training: What local training is made of.
-        lambda_reg: Weight of the penalty, at least 0.
+        lambda_reg: Weight of the penalty, at least 0. (The paper and Avalanche have 1, which
+            diverges on Split-Digits at a learning rate of 0.1 without ``max_grad_norm``.)
         alpha: Share of the old importances in the new ones, in [0, 1].
         anchor: Where an experience is consolidated.
 
