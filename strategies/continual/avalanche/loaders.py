@@ -13,21 +13,45 @@ Batch = list[Tensor]
 """One batch: tensors of equal length, in the order inputs, labels, task labels, ..."""
 
 
+def batch_sizes(num_samples: int, batch_size: int, avoid_one: bool) -> list[int]:
+    """Return the sizes of an epoch's batches, which add up to `num_samples`.
+
+    Args:
+        num_samples: At least 1.
+        batch_size: At least 1.
+        avoid_one: Whether a last batch of one sample takes one from the batch before, where that
+            leaves it more than one: batch normalisation cannot train on a single sample.
+    """
+    full, last = divmod(num_samples, batch_size)
+    sizes = [batch_size] * full + ([last] if last else [])
+    if avoid_one and last == 1 and full and batch_size > 2:
+        sizes[-2:] = [batch_size - 1, 2]
+    return sizes
+
+
 class TensorBatches:
     """One epoch over tensors: every sample once, in the given order, the last batch maybe smaller.
 
-    Equals ``DataLoader(batch_size, shuffle=True, drop_last=False)`` for the same order.
+    Equals ``DataLoader(batch_size, shuffle=True, drop_last=False)`` for the same order, unless
+    `avoid_one` changes the last two batches; see `batch_sizes`.
+
+    Attributes:
+        sizes: Samples of each batch.
     """
 
-    def __init__(self, tensors: Sequence[Tensor], batch_size: int, order: Tensor) -> None:
+    def __init__(
+        self, tensors: Sequence[Tensor], batch_size: int, order: Tensor, avoid_one: bool = False
+    ) -> None:
         """Cut batches.
 
         Args:
             tensors: Each (n, ...).
             batch_size: At least 1.
             order: (n,) int64, a permutation.
+            avoid_one: See `batch_sizes`.
         """
-        self._parts = [torch.split(tensor[order], batch_size) for tensor in tensors]
+        self.sizes = batch_sizes(len(order), batch_size, avoid_one)
+        self._parts = [torch.split(tensor[order], self.sizes) for tensor in tensors]
 
     def __len__(self) -> int:
         return len(self._parts[0])

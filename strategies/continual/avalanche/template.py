@@ -19,6 +19,7 @@ from avalanche.models import avalanche_forward
 from avalanche.training.plugins.clock import Clock
 from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from fedlearn.seeding import reseed_global
 from fedlearn.types import Turn
@@ -66,6 +67,7 @@ class TurnByTurn:
     _drawn: int
     _tensors: tuple[ClientExperience | None, list[Tensor]]
     _losses: list[Tensor]
+    _sizes: list[int]
 
     @classmethod
     def prototype(cls, criterion: Criterion, **settings: Any) -> Self:
@@ -112,10 +114,9 @@ class TurnByTurn:
     @property
     def mean_loss(self) -> float:
         """Mean loss over the samples of the latest epoch, every term included."""
-        losses, size = torch.cat(self._losses), len(self._tensors[1][0])
-        full = self.train_mb_size
-        last = size - full * (len(losses) - 1)
-        return float(losses[:-1].sum() * full + losses[-1] * last) / size
+        losses = torch.cat(self._losses)
+        sizes = torch.tensor(self._sizes, dtype=losses.dtype, device=losses.device)
+        return float(losses @ sizes / sizes.sum())
 
     def remembered(self, dataset: Any) -> list[Tensor]:
         """Return inputs, labels and task labels of an Avalanche data set, on the device."""
@@ -162,7 +163,12 @@ class TurnByTurn:
         tensors = self._tensors[1]
         generator = torch.Generator().manual_seed(self._seed("batches", epoch))
         order = torch.randperm(len(tensors[0]), generator=generator).to(self.device)
-        self.dataloader = TensorBatches(tensors, self.train_mb_size, order)
+        norms = [module for module in self.model.modules() if isinstance(module, _BatchNorm)]
+        batches = TensorBatches(tensors, self.train_mb_size, order, avoid_one=bool(norms))
+        if 1 in batches.sizes:  # one sample has no variance: use what is known of others
+            for norm in norms:
+                norm.eval()
+        self.dataloader, self._sizes = batches, batches.sizes
         self._memories, self._drawn = [], self.replayed
         self._losses = []
         super()._before_training_epoch(**kwargs)  # type: ignore[misc]
