@@ -17,7 +17,6 @@ from fedlearn import records
 from fedlearn.cohort import CohortGrid, sample_clients
 from fedlearn.evaluation import Evaluator
 from fedlearn.ledger import Ledger
-from fedlearn.records import PARTITION_ID
 from fedlearn.schedule import Schedule
 from fedlearn.scoreboard import Accuracies, Scoreboard, jsonable
 from fedlearn.screening import Screened, average_buffers, check_evaluation, is_finite, screen
@@ -135,7 +134,9 @@ class Server:
         ]
         nodes: dict[int, int] = {}
         for reply in grid.send_and_receive(asked):
-            told = None if reply.has_error() else records.metrics_of(reply).get(PARTITION_ID)
+            if reply.has_error():
+                continue
+            told = records.metrics_of(reply).get(records.PARTITION_ID)
             if isinstance(told, int) and 0 <= told < self._scenario.num_clients:
                 nodes[told] = reply.metadata.src_node_id
         for client_id in sorted(set(range(self._scenario.num_clients)) - nodes.keys()):

@@ -23,13 +23,14 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
 from fedlearn.heads import MaskedCrossEntropy, head_table
 from fedlearn.seeding import borrowed_global_rng
 from fedlearn.types import Experience, LocalTraining, Report, State, Turn
+from strategies.continual.avalanche.bounds import one_of
 
 Anchor = Literal["local", "global"]
 """Whose weights an experience is consolidated at: the client's own last ones, or the received."""
@@ -79,6 +80,9 @@ class AvalancheContinual:
     keeps: tuple[str, ...] = ()
     consolidates: Literal["nothing", "data", "model"] = "nothing"
     anchor: Anchor = "local"
+
+    def __post_init__(self) -> None:
+        one_of("anchor", self.anchor, get_args(Anchor))
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the prototype: another process makes its own."""

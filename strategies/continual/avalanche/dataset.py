@@ -14,6 +14,7 @@ from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute, TaskLabe
 from avalanche.benchmarks.utils.classification_dataset import (
     TaskAwareSupervisedClassificationDataset,
 )
+from avalanche.benchmarks.utils.flat_data import FlatData
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -89,6 +90,12 @@ def dataset_of(stream: Stream, pairs: Tensor, extra: list[DataAttribute] | None 
     )
     dataset.pairs = pairs
     return dataset
+
+
+def attribute_of(name: str, rows: Tensor) -> DataAttribute:
+    """Return `rows` (n, ...) as an attribute `name` of n samples, one row with each of them."""
+    flat = FlatData([list(rows)], discard_elements_not_in_indices=True)
+    return DataAttribute(flat, name=name, use_in_getitem=True)
 
 
 def identity(dataset: Any) -> Tensor:

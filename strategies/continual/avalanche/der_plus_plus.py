@@ -10,7 +10,7 @@ from typing import Any
 
 from fedlearn.types import LocalTraining
 from strategies.continual.avalanche.adapter import Anchor, AvalancheContinual, Criterion
-from strategies.continual.avalanche.bounds import at_least, one_of
+from strategies.continual.avalanche.bounds import at_least
 
 
 def der_plus_plus(
@@ -40,7 +40,6 @@ def der_plus_plus(
     at_least("beta", beta, 0)
     if memory_batch_size is not None:
         at_least("memory_batch_size", memory_batch_size, 1)
-    one_of("anchor", anchor, ("local", "global"))
     return AvalancheContinual(
         training,
         template=partial(

@@ -38,7 +38,6 @@ def ewc(
     """
     at_least("ewc_lambda", ewc_lambda, 0)
     one_of("mode", mode, ("separate", "online"))
-    one_of("anchor", anchor, ("local", "global"))
     if mode == "separate" and decay_factor is not None:
         raise ValueError(
             f"continual.decay_factor={decay_factor}: only mode=online decays; use null"

@@ -10,7 +10,7 @@ from typing import Any
 
 from fedlearn.types import LocalTraining
 from strategies.continual.avalanche.adapter import Anchor, AvalancheContinual
-from strategies.continual.avalanche.bounds import above, at_least, one_of
+from strategies.continual.avalanche.bounds import above, at_least
 
 
 def lwf(
@@ -33,7 +33,6 @@ def lwf(
     """
     at_least("alpha", alpha, 0)
     above("temperature", temperature, 0)
-    one_of("anchor", anchor, ("local", "global"))
     return AvalancheContinual(
         training,
         plugins=partial(_plugins, alpha, temperature),

@@ -9,7 +9,7 @@ from typing import Any
 
 from fedlearn.types import LocalTraining
 from strategies.continual.avalanche.adapter import Anchor, AvalancheContinual
-from strategies.continual.avalanche.bounds import at_least, one_of, within
+from strategies.continual.avalanche.bounds import at_least, within
 
 
 def mas(
@@ -33,7 +33,6 @@ def mas(
     """
     at_least("lambda_reg", lambda_reg, 0)
     within("alpha", alpha, 0, 1)
-    one_of("anchor", anchor, ("local", "global"))
     return AvalancheContinual(
         training,
         plugins=partial(_plugins, lambda_reg, alpha),

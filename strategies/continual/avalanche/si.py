@@ -9,7 +9,7 @@ from typing import Any
 
 from fedlearn.types import LocalTraining
 from strategies.continual.avalanche.adapter import Anchor, AvalancheContinual
-from strategies.continual.avalanche.bounds import above, at_least, one_of
+from strategies.continual.avalanche.bounds import above, at_least
 
 
 def si(
@@ -37,7 +37,6 @@ def si(
     above("damping", damping, 0)
     if max_importance is not None:
         above("max_importance", max_importance, 0)
-    one_of("anchor", anchor, ("local", "global"))
     return AvalancheContinual(
         training,
         plugins=partial(_plugins, si_lambda, damping, max_importance),

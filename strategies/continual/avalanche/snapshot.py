@@ -14,14 +14,19 @@ import json
 from typing import Any
 
 import torch
-from avalanche.benchmarks.utils import AvalancheDataset, DataAttribute
-from avalanche.benchmarks.utils.flat_data import FlatData
+from avalanche.benchmarks.utils import AvalancheDataset
 from avalanche.training.storage_policy import ReservoirSamplingBuffer
 from avalanche.training.utils import ParamData
 from torch import Tensor, nn
 
 from fedlearn.types import State
-from strategies.continual.avalanche.dataset import IDENTITY, Stream, dataset_of, identity
+from strategies.continual.avalanche.dataset import (
+    IDENTITY,
+    Stream,
+    attribute_of,
+    dataset_of,
+    identity,
+)
 
 TREE = "tree"
 """The state's value that holds the structure, as JSON."""
@@ -162,7 +167,10 @@ class _Reader:
                 buffer._buffer_weights = self._tensors[weights].clone()
                 return buffer
             case {"rows": path, "extra": names}:
-                extra = [self._attribute(name, extra) for name, extra in names.items()]
+                extra = [
+                    attribute_of(name, self._tensors[extra].clone())
+                    for name, extra in names.items()
+                ]
                 return dataset_of(self._stream, self._tensors[path], extra)
             case _:
                 return node
@@ -170,8 +178,3 @@ class _Reader:
     def _copy(self, path: str) -> Tensor:
         """Return a copy on the device: what reads it may change it in place."""
         return self._tensors[path].to(self._device, copy=True)
-
-    def _attribute(self, name: str, path: str) -> DataAttribute:
-        """Return an attribute with one row of a tensor for each sample."""
-        rows = FlatData([list(self._tensors[path].clone())], discard_elements_not_in_indices=True)
-        return DataAttribute(rows, name=name, use_in_getitem=True)

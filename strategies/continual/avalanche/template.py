@@ -68,6 +68,7 @@ class TurnByTurn:
     _tensors: tuple[ClientExperience | None, list[Tensor]]
     _losses: list[Tensor]
     _sizes: list[int]
+    _norms: list[nn.Module]
 
     @classmethod
     def prototype(cls, criterion: Criterion, **settings: Any) -> Self:
@@ -96,6 +97,7 @@ class TurnByTurn:
         strategy.is_training = True
         strategy.stream, strategy._seed = stream, turn.seed
         strategy.steps, strategy._next_epoch = 0, turn.first_epoch
+        strategy._norms = [each for each in model.modules() if isinstance(each, _BatchNorm)]
         strategy._memories, strategy._drawn, strategy._tensors = [], 0, (None, [])
         # Avalanche's evaluator and periodic evaluation have nothing to do here and cost every hook.
         strategy.clock = Clock()
@@ -163,10 +165,9 @@ class TurnByTurn:
         tensors = self._tensors[1]
         generator = torch.Generator().manual_seed(self._seed("batches", epoch))
         order = torch.randperm(len(tensors[0]), generator=generator).to(self.device)
-        norms = [module for module in self.model.modules() if isinstance(module, _BatchNorm)]
-        batches = TensorBatches(tensors, self.train_mb_size, order, avoid_one=bool(norms))
+        batches = TensorBatches(tensors, self.train_mb_size, order, avoid_one=bool(self._norms))
         if 1 in batches.sizes:  # one sample has no variance: use what is known of others
-            for norm in norms:
+            for norm in self._norms:
                 norm.eval()
         self.dataloader, self._sizes = batches, batches.sizes
         self._memories, self._drawn = [], self.replayed

@@ -5,8 +5,6 @@ from typing import Any
 
 import torch
 from avalanche.benchmarks.utils import make_avalanche_dataset
-from avalanche.benchmarks.utils.data_attribute import DataAttribute
-from avalanche.benchmarks.utils.flat_data import FlatData
 from avalanche.models import avalanche_forward
 from avalanche.training.storage_policy import ReservoirSamplingBuffer
 from avalanche.training.supervised.der import DER as AvalancheDER  # noqa: N811 - a class's acronym
@@ -15,14 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from strategies.continual.avalanche.corrections.second_pass import second_pass
+from strategies.continual.avalanche.dataset import attribute_of
 from strategies.continual.avalanche.loaders import MemoryBatches
 from strategies.continual.avalanche.template import TurnByTurn
-
-
-def logits_attribute(logits: Tensor) -> DataAttribute:
-    """Return `logits` (n, C) as an attribute that comes with each sample."""
-    rows = FlatData([list(logits)], discard_elements_not_in_indices=True)
-    return DataAttribute(rows, name="logits", use_in_getitem=True)
 
 
 class LogitsBuffer(ClassBalancedBufferWithLogits):  # type: ignore[misc]
@@ -35,7 +28,9 @@ class LogitsBuffer(ClassBalancedBufferWithLogits):  # type: ignore[misc]
         classes their sizes in the order of a set, which depends on how the set grew.
         """
         data = strategy.experience.dataset
-        samples = make_avalanche_dataset(data, data_attributes=[logits_attribute(logits(strategy))])
+        samples = make_avalanche_dataset(
+            data, data_attributes=[attribute_of("logits", logits(strategy))]
+        )
         positions: dict[int, list[int]] = defaultdict(list)
         for position, label in enumerate(data.targets):
             positions[int(label)].append(position)
