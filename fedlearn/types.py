@@ -6,6 +6,7 @@ nothing else of the engine (aggregations also `fedlearn.records`). It depends on
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
@@ -265,6 +266,9 @@ class Turn:
         previous: The experience that the client last trained on, if it has entered another one
             since: it is to be consolidated now. None otherwise.
         config: Scalars that the aggregation sent, e.g. ``{"proximal-mu": 0.1}``.
+        steps: Optimiser steps of the turn, at least 1: passes follow each other, and the last one
+            ends where the steps do. None for `epochs` whole passes.
+        lr_factor: What the learning rate is multiplied by in this turn, greater than 0.
     """
 
     run_seed: int
@@ -275,6 +279,8 @@ class Turn:
     batch_size: int
     previous: Experience | None = None
     config: Mapping[str, Plain] = field(default_factory=dict)
+    steps: int | None = None
+    lr_factor: float = 1.0
 
     def seed(self, purpose: str, *numbers: int) -> int:
         """Return the seed of (run, purpose, client, ...numbers)."""
@@ -295,6 +301,17 @@ class LocalTraining:
         mask_loss: Classes of each experience where ``head.mask`` is on: the cross-entropy of a
             sample then sees only the classes of the experience that its label belongs to, in
             training and never in testing. None for the whole head.
+        num_experiences: T, the length of every stream.
+        input_shape: Shape of one input, without the batch.
+        loss: Loss of a sample; see `fedlearn.losses`.
+        label_smoothing: Share of the target that is spread over all classes, in [0, 1).
+        class_balance: beta of the class-balanced loss, in [0, 1); None for equal samples.
+        augment: Changes the inputs of each batch (batch, *input_shape), drawing from a generator.
+        frozen: Patterns (`fnmatch`) of the names of parameters that are not trained.
+        precision: Of the forward pass.
+        max_loss: A loss above it, or one that is not a number, ends the turn with `DivergedError`.
+        gradient_metrics: Whether to report ``grad-norm`` and ``grad-norm-max``, the mean and the
+            largest L2 norm of the gradient over the turn's steps, before clipping.
     """
 
     optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -302,6 +319,16 @@ class LocalTraining:
     max_grad_norm: float | None = None
     heads: tuple[tuple[int, ...], ...] | None = None
     mask_loss: tuple[tuple[int, ...], ...] | None = None
+    num_experiences: int = 1
+    input_shape: tuple[int, ...] = ()
+    loss: Literal["cross_entropy", "bce", "mse"] = "cross_entropy"
+    label_smoothing: float = 0.0
+    class_balance: float | None = None
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
+    frozen: tuple[str, ...] = ()
+    precision: Literal["float32", "bfloat16"] = "float32"
+    max_loss: float = math.inf
+    gradient_metrics: bool = False
 
 
 @dataclass
@@ -323,12 +350,21 @@ class Report:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
+class DivergedError(ArithmeticError):
+    """A turn's loss is not a number or beyond `LocalTraining.max_loss`: the turn must not count."""
+
+
 class ContinualStrategy(Protocol):
     """The client's learner: loss and memory.
 
     Consolidation (Fisher, importances, teacher, buffer) is lazy and happens once an experience, at
     the client's first turn of its next one: `turn.previous` then holds the experience to
     consolidate. So it is right whatever the participation.
+
+    A strategy may have a method ``equip(model: nn.Module) -> nn.Module`` too. Server and clients
+    then use the model that it returns in place of the one that the user chose: with prototypes,
+    columns or masks as further parameters and buffers, which travel and are averaged with the rest.
+    In evaluation mode it outputs what is predicted, (batch, num_classes), the largest wins.
     """
 
     def train_turn(
@@ -347,5 +383,8 @@ class ContinualStrategy(Protocol):
             stream: The client's experience of a given index, for what memory points to.
             turn: Where the client stands.
             state: What the client kept; empty at its first turn. Not modified.
+
+        Raises:
+            DivergedError: The loss is lost; nothing of the turn may be used.
         """
         ...

@@ -132,6 +132,8 @@ class Permuted:
 
     num_experiences: int = 5
 
+    kind: ClassVar[Kind] = "domain"
+
     def __post_init__(self) -> None:
         _check_num_experiences(self.num_experiences)
 
@@ -143,7 +145,7 @@ class Permuted:
             for index in range(1, self.num_experiences)
         ]
         return Layout(
-            "domain",
+            self.kind,
             (tuple(range(num_classes)),) * self.num_experiences,
             (None, *(PixelPermutation(tuple(order.tolist())) for order in orders)),
             {
@@ -170,6 +172,8 @@ class Rotated:
     num_experiences: int = 5
     max_angle: float = 180.0
 
+    kind: ClassVar[Kind] = "domain"
+
     def __post_init__(self) -> None:
         _check_num_experiences(self.num_experiences)
         if not 0 < self.max_angle < 360:
@@ -188,7 +192,7 @@ class Rotated:
         steps = max(self.num_experiences - 1, 1)
         angles = [self.max_angle * index / steps for index in range(self.num_experiences)]
         return Layout(
-            "domain",
+            self.kind,
             (tuple(range(num_classes)),) * self.num_experiences,
             (None, *(Rotation(angle) for angle in angles[1:])),
             {"name": type(self).__name__, **asdict(self), "angles": angles},

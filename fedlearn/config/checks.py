@@ -3,14 +3,15 @@
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from fedlearn.config import schema
 from fedlearn.config.choices import find_choices
-from fedlearn.config.composition import Composed
+from fedlearn.config.composition import Composed, compose
 from fedlearn.config.errors import ConfigError, among, did_you_mean, shown
 from fedlearn.config.schema import GROUPS, Schema, Settings
-from fedlearn.config.targets import LIMITS, check_node, check_range, mismatch
+from fedlearn.config.targets import LIMITS, TARGET, check_node, check_range, mismatch
+from fedlearn.types import Kind
 
 SUPPLIED = {
     "model": ("input_shape", "num_classes"),
@@ -19,14 +20,16 @@ SUPPLIED = {
 }
 """Parameters of each group's objects that fedlearn fills in."""
 
+FUNCTIONAL, KINDS = "functional", "kinds"
+
 EXTRA = {
     "scenario": ("held_out",),
     "aggregation": ("bound",),
+    "continual": (FUNCTIONAL, KINDS),
 }
 """Keys of each group's nodes that are for fedlearn, not for the node's object."""
 
 PLANNED = {
-    ("engine", "functional"): "pure-function twins of the continual strategies",
     ("runtime.executor", "process"): "worker processes",
     ("runtime.executor", "vectorized"): "a batched cohort",
 }
@@ -51,7 +54,37 @@ def check(composed: Composed) -> Settings:
         if choice.startswith("_"):  # what choices share
             raise ConfigError(f"{group}={choice}: is not a choice{among(choice, names)}")
         _check_group(group, composed.tree[group])
+    continual = composed.tree["continual"]
+    if settings.engine == FUNCTIONAL:
+        choose_twin(composed)
+    kinds = continual.get(KINDS, list(get_args(Kind)))
+    if not isinstance(kinds, list) or not kinds or not set(kinds) <= set(get_args(Kind)):
+        raise ConfigError(
+            f"continual.{KINDS}={shown(kinds)}: must list some of {', '.join(get_args(Kind))}"
+        )
     return settings
+
+
+def choose_twin(composed: Composed) -> dict[str, Any]:
+    """Return the continual strategy's node with its pure-function twin as the target.
+
+    Raises:
+        ConfigError: It has none.
+    """
+    node = composed.tree["continual"]
+    if not node.get(FUNCTIONAL):
+        names = [
+            choice.name
+            for choice in find_choices()["continual"]
+            if compose([f"continual={choice.name}"]).tree["continual"].get(FUNCTIONAL)
+        ]
+        raise ConfigError(
+            f"engine=functional: continual={composed.choices['continual']} has no functional twin; "
+            f"use engine=avalanche, or one of {', '.join(names)}"
+        )
+    twin = {**node, TARGET: node[FUNCTIONAL]}
+    check_node("continual", twin, SUPPLIED["continual"], EXTRA["continual"])
+    return twin
 
 
 def without_extras(group: str, node: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,14 +14,14 @@ from torch import nn
 
 from fedlearn.cohort import cohort_size
 from fedlearn.config.attribution import attributed, blaming
-from fedlearn.config.checks import check, without_extras
+from fedlearn.config.checks import FUNCTIONAL, KINDS, check, choose_twin, without_extras
 from fedlearn.config.composition import Composed
 from fedlearn.config.errors import ConfigError
 from fedlearn.config.schema import Settings
 from fedlearn.config.targets import TARGET, locate
 from fedlearn.schedule import Schedule
 from fedlearn.seeding import borrowed_global_rng, seed
-from fedlearn.types import ContinualStrategy, LocalTraining, Scenario
+from fedlearn.types import ContinualStrategy, Kind, LocalTraining, Scenario
 
 if TYPE_CHECKING:
     from flwr.serverapp.strategy import Strategy
@@ -116,6 +116,8 @@ def prepare(composed: Composed) -> Plan:
         ConfigError: It cannot run; the message is one line for the user.
     """
     settings = check(composed)
+    stream = _make(composed, "scenario")
+    _check_kind(composed, getattr(stream, "kind", None))
     return Plan(
         composed=composed,
         settings=settings,
@@ -123,7 +125,7 @@ def prepare(composed: Composed) -> Plan:
         optimizer=_optimizer(composed),
         aggregation=_make(composed, "aggregation"),
         bound=_bound(composed, settings),
-        stream=_make(composed, "scenario"),
+        stream=stream,
         partition=_make(composed, "partition"),
         runtime=_make(composed, "runtime"),
         tracker=_make(composed, "tracker"),
@@ -138,17 +140,20 @@ def build(plan: Plan) -> Experiment:
     """
     composed, settings = plan.composed, plan.settings
     scenario = _scenario(plan).to(plan.device)
+    _check_kind(composed, scenario.kind)
     training = LocalTraining(
         optimizer=plan.optimizer,
         num_classes=scenario.num_classes,
         max_grad_norm=settings.local.max_grad_norm,
         heads=scenario.classes if scenario.kind == "task" else None,
         mask_loss=_mask(settings, scenario),
+        num_experiences=scenario.num_experiences,
+        input_shape=scenario.input_shape,
     )
-    build_model = _model_factory(plan, scenario)
     with blaming("continual", composed):
-        continual = _factory(composed, "continual")(training=training)
+        continual = _continual_factory(composed, settings)(training=training)
     _expect(composed, "continual", continual)
+    build_model = _equipped(_model_factory(plan, scenario), continual, plan)
     return Experiment(
         settings=settings,
         choices=composed.choices,
@@ -163,6 +168,42 @@ def build(plan: Plan) -> Experiment:
         runtime=plan.runtime,
         tracker=plan.tracker,
     )
+
+
+def _check_kind(composed: Composed, kind: Kind | None) -> None:
+    """Check that the continual strategy can work with what an experience brings, where known."""
+    kinds = composed.tree["continual"].get(KINDS)
+    if kind is not None and kinds is not None and kind not in kinds:
+        fits = " or ".join(f"{each}-incremental" for each in kinds)
+        raise ConfigError(
+            f"continual={composed.choices['continual']}: needs a {fits} scenario, and "
+            f"scenario={composed.choices['scenario']} is {kind}-incremental"
+        )
+
+
+def _continual_factory(composed: Composed, settings: Settings) -> Callable[..., Any]:
+    if settings.engine != FUNCTIONAL:
+        return _factory(composed, "continual")
+    node = without_extras("continual", choose_twin(composed))
+    return cast(Callable[..., Any], instantiate(node, _partial_=True, _convert_="all"))
+
+
+def _equipped(
+    build_model: Callable[[], nn.Module], continual: ContinualStrategy, plan: Plan
+) -> Callable[[], nn.Module]:
+    """Return what builds the model that server and clients use with `continual`."""
+    equip = getattr(continual, "equip", None)
+    if equip is None:
+        return build_model
+    equip_seed = seed(plan.settings.seed, "equip")
+
+    def build() -> nn.Module:
+        with borrowed_global_rng(equip_seed):
+            return cast(nn.Module, equip(build_model())).to(plan.device)
+
+    with blaming("continual", plan.composed):
+        build()  # it may find that the model does not suit it
+    return build
 
 
 def _factory(composed: Composed, group: str) -> Callable[..., Any]:

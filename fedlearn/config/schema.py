@@ -65,7 +65,7 @@ class Settings:
     max_failed_rounds: int = within("[1, inf)")
     local: Local = field(default_factory=Local)
     head: Head = field(default_factory=Head)
-    engine: str = one_of("avalanche")
+    engine: str = one_of("avalanche", "functional")
     device: str = MISSING
     out: str = MISSING
     name: str = MISSING

@@ -1,43 +1,58 @@
 """One client on scikit-learn's digits: streams, models, and two ways to live through them."""
 
 import copy
+import importlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from sklearn.datasets import load_digits
 from torch import nn
 
 from fedlearn.seeding import borrowed_global_rng
 from fedlearn.types import Experience, LocalTraining, Report, Samples, State, Turn
 from strategies.continual.avalanche.adapter import AvalancheContinual
-from strategies.continual.avalanche.agem import agem
-from strategies.continual.avalanche.der_plus_plus import der_plus_plus
-from strategies.continual.avalanche.ewc import ewc
-from strategies.continual.avalanche.lwf import lwf
-from strategies.continual.avalanche.mas import mas
-from strategies.continual.avalanche.naive import naive
-from strategies.continual.avalanche.replay import replay
-from strategies.continual.avalanche.si import si
 
 SGD = partial(torch.optim.SGD, lr=0.1)
 TRAINING = LocalTraining(SGD, num_classes=10)
-STRATEGIES: dict[str, Callable[..., AvalancheContinual]] = {
-    "naive": naive,
-    "ewc": partial(ewc, ewc_lambda=10.0),
-    "ewc_online": partial(ewc, ewc_lambda=10.0, mode="online", decay_factor=0.9),
-    "si": si,
-    "lwf": lwf,
-    "mas": mas,
-    "replay": replay,
-    "agem": partial(agem, sample_size=10),
-    "der": partial(der_plus_plus, alpha=0.5, beta=0.0),
-    "der_plus_plus": partial(der_plus_plus, memory_per_client=40),  # more than a batch
+
+SMALL: dict[str, dict[str, Any]] = {
+    "ewc": {"ewc_lambda": 10.0},
+    "ewc_online": {"ewc_lambda": 10.0, "decay_factor": 0.9},
+    "agem": {"sample_size": 10},
+    "der_plus_plus": {"memory_per_client": 40},  # more than a batch
 }
-KEEPING = [name for name in STRATEGIES if name != "naive"]
-CONSOLIDATING_WEIGHTS = [name for name in KEEPING if name not in ("replay", "agem")]
+"""Settings for tests, where the YAML's do not suit so little data."""
+
+
+def _choices() -> Iterator[tuple[str, dict[str, Any]]]:
+    for path in sorted((Path(__file__).parents[2] / "conf" / "continual").glob("[!_]*.yaml")):
+        yield path.stem, yaml.safe_load(path.read_text())
+
+
+def _factory(name: str, node: dict[str, Any]) -> Callable[..., AvalancheContinual]:
+    target, extras = node["_target_"], ("_target_", "functional", "kinds", "limits")
+    settings = {key: value for key, value in node.items() if key not in extras}
+    module, _, function = target.rpartition(".")
+    return partial(
+        getattr(importlib.import_module(module), function), **settings | SMALL.get(name, {})
+    )
+
+
+KINDS = {name: node.get("kinds", ["class", "task", "domain"]) for name, node in _choices()}
+"""The kinds of scenario that each continual strategy can work with."""
+STRATEGIES = {name: _factory(name, node) for name, node in _choices()}
+"""Every choice of conf/continual, by name."""
+STATELESS = ["naive"]
+"""Those that keep nothing between turns."""
+DATA_ONLY = ["replay", "agem"]
+"""Those that keep something, and consolidate without looking at the model."""
+KEEPING = [name for name in STRATEGIES if name not in STATELESS]
+CONSOLIDATING_WEIGHTS = [name for name in KEEPING if name not in DATA_ONLY]
 
 _digits = load_digits()
 DIGITS = Samples(

@@ -72,6 +72,7 @@ class AvalancheContinual:
             not run), the experience's ``"data"``, or the ``"model"`` too.
         anchor: Where ``consolidates="model"`` reads the model. ``"local"`` keeps the client's
             weights in its state.
+        equipment: Makes the model that server and clients use from the one that the user chose.
     """
 
     training: LocalTraining
@@ -80,6 +81,7 @@ class AvalancheContinual:
     keeps: tuple[str, ...] = ()
     consolidates: Literal["nothing", "data", "model"] = "nothing"
     anchor: Anchor = "local"
+    equipment: Callable[[nn.Module, LocalTraining], nn.Module] | None = None
 
     def __post_init__(self) -> None:
         one_of("anchor", self.anchor, get_args(Anchor))
@@ -96,6 +98,10 @@ class AvalancheContinual:
             return self.template(nn.CrossEntropyLoss())
         groups, size = self.training.mask_loss, self.training.num_classes
         return self.template(MaskedCrossEntropy(groups, size))
+
+    def equip(self, model: nn.Module) -> nn.Module:
+        """Return the model that takes the place of `model`; see `ContinualStrategy`."""
+        return model if self.equipment is None else self.equipment(model, self.training)
 
     def train_turn(
         self,
