@@ -4,6 +4,7 @@ import copy
 import importlib
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from fedlearn.types import Experience, LocalTraining, Report, Samples, State, Tu
 from strategies.continual.avalanche.adapter import AvalancheContinual
 
 SGD = partial(torch.optim.SGD, lr=0.1)
-TRAINING = LocalTraining(SGD, num_classes=10)
+TRAINING = LocalTraining(SGD, num_classes=10, num_experiences=3, input_shape=(64,))
+TASK_TRAINING = replace(TRAINING, heads=tuple((2 * task, 2 * task + 1) for task in range(5)))
 
 SMALL: dict[str, dict[str, Any]] = {
     "ewc": {"ewc_lambda": 10.0},
@@ -49,10 +51,10 @@ STRATEGIES = {name: _factory(name, node) for name, node in _choices()}
 """Every choice of conf/continual, by name."""
 STATELESS = ["naive"]
 """Those that keep nothing between turns."""
-DATA_ONLY = ["replay", "agem"]
-"""Those that keep something, and consolidate without looking at the model."""
+ONLINE: list[str] = []
+"""Those whose memory changes with every step, not only at an experience's end."""
 KEEPING = [name for name in STRATEGIES if name not in STATELESS]
-CONSOLIDATING_WEIGHTS = [name for name in KEEPING if name not in DATA_ONLY]
+CONSOLIDATING_WEIGHTS = [name for name, node in _choices() if "anchor" in node]
 
 _digits = load_digits()
 DIGITS = Samples(
@@ -188,6 +190,29 @@ def accuracy(model: nn.Module, experiences: list[Experience]) -> float:
             x, y = experience.gather()
             hits.append(float((model(x).argmax(1) == y).float().mean()))
     return sum(hits) / len(hits)
+
+
+def built(name: str, training: LocalTraining | None = None, **more: Any) -> AvalancheContinual:
+    """Return the strategy called `name`, for the first kind of scenario that it can work with."""
+    return STRATEGIES[name](training=training or training_for(name), **more)
+
+
+def training_for(name: str) -> LocalTraining:
+    """Return the usual training in the first kind of scenario that `name` can work with."""
+    return TASK_TRAINING if KINDS[name][0] == "task" else TRAINING
+
+
+def stream_for(name: str, num_experiences: int = 3, size: int | None = 70) -> list[Experience]:
+    """Return a stream of the first kind of scenario that the strategy called `name` can do."""
+    if KINDS[name][0] == "domain":
+        return permuted(num_experiences, size or 500)
+    return split(num_experiences, size, task=KINDS[name][0] == "task")
+
+
+def model_for(strategy: AvalancheContinual, build: Callable[[], nn.Module] = mlp) -> nn.Module:
+    """Return what `strategy` makes of a small classifier, the same at every call."""
+    with borrowed_global_rng(0):
+        return strategy.equip(build())
 
 
 def twin(model: nn.Module) -> nn.Module:
