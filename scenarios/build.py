@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from fedlearn.heads import head_table
 from fedlearn.seeding import generator
-from fedlearn.types import Scenario, Shares
+from fedlearn.types import Samples, Scenario, Shares
 from scenarios.dataset import Dataset
 from scenarios.partitions import Partition
 from scenarios.streams import Stream
@@ -32,7 +32,7 @@ def build_scenario(
 
     Args:
         name: What to call the scenario.
-        dataset: What to learn; its stores become the scenario's, without a copy.
+        dataset: What to learn; its stores become the scenario's, without a copy of the inputs.
         stream: How the dataset unfolds over time.
         partition: How the training samples are split across clients.
         num_clients: K, from 1 to the number of training samples.
@@ -50,17 +50,20 @@ def build_scenario(
     owned = partition.split(dataset.train.y, num_clients, dataset.num_classes, seed)
     holds = head_table(layout.classes, dataset.num_classes)
     shares, set_aside = _share_out(owned, dataset.train.y, holds, held_out, seed)
+    labels = layout.labels or tuple(range(dataset.num_classes))
     return Scenario(
         name=name,
         kind=layout.kind,
-        train=dataset.train,
-        test=dataset.test,
+        train=_labelled(dataset.train, layout.labels),
+        test=_labelled(dataset.test, layout.labels),
         shares=shares,
         held_out=set_aside,
         test_rows=tuple(member.nonzero().flatten() for member in holds[:, dataset.test.y]),
-        classes=layout.classes,
+        classes=tuple(
+            tuple(dict.fromkeys(labels[label] for label in classes)) for classes in layout.classes
+        ),
         transforms=layout.transforms,
-        num_classes=dataset.num_classes,
+        num_classes=max(labels) + 1,
         recipe={
             "dataset": {"name": dataset.name, "digest": dataset.digest},
             "stream": dict(layout.recipe),
@@ -69,6 +72,11 @@ def build_scenario(
             "seed": seed,
         },
     )
+
+
+def _labelled(samples: Samples, labels: tuple[int, ...] | None) -> Samples:
+    """Return `samples` under the `labels` of their classes, inputs not copied."""
+    return samples if labels is None else Samples(samples.x, torch.tensor(labels)[samples.y])
 
 
 def _share_out(

@@ -7,7 +7,7 @@ appear.
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any, ClassVar, Protocol
 
@@ -29,12 +29,15 @@ class Layout:
             that holds its class.
         transforms: The domain of each experience, T of them; None for the inputs as they are.
         recipe: The stream's name, its parameters and all that was drawn, as plain JSON values.
+        labels: The label that samples of each class of the dataset get, from 0 without gaps; None
+            for the classes themselves.
     """
 
     kind: Kind
     classes: tuple[tuple[int, ...], ...]
     transforms: tuple[Transform | None, ...]
     recipe: Mapping[str, Any]
+    labels: tuple[int, ...] | None = None
 
 
 class Stream(Protocol):
@@ -118,6 +121,24 @@ class TaskIncremental(ClassIncremental):
     """As class-incremental, but every experience has a head of its own, which tests may use."""
 
     kind: ClassVar[Kind] = "task"
+
+
+@dataclass(frozen=True)
+class SharedHead(ClassIncremental):
+    """As class-incremental, but a label is a class's place within its experience, 0, 1, ...
+
+    So all experiences use the same few outputs, and what changes is what they mean: domain-
+    incremental learning as Hsu et al. (2018) and van de Ven & Tolias (2019) have it on Split-MNIST
+    (is it the first or the second digit of its pair?).
+    """
+
+    kind: ClassVar[Kind] = "domain"
+
+    def lay_out(self, num_classes: int, input_shape: tuple[int, ...], seed: int) -> Layout:
+        """Return the layout: disjoint classes, labelled by their place in their experience."""
+        layout = super().lay_out(num_classes, input_shape, seed)
+        places = {label: place for classes in layout.classes for place, label in enumerate(classes)}
+        return replace(layout, labels=tuple(places[label] for label in range(num_classes)))
 
 
 @dataclass(frozen=True)

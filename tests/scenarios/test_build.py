@@ -10,7 +10,14 @@ from scenarios.build import build_scenario
 from scenarios.dataset import Dataset
 from scenarios.datasets.synthetic import synthetic
 from scenarios.partitions import Dirichlet, Iid, Partition, Pathological, Quantity
-from scenarios.streams import ClassIncremental, Permuted, Rotated, Stream, TaskIncremental
+from scenarios.streams import (
+    ClassIncremental,
+    Permuted,
+    Rotated,
+    SharedHead,
+    Stream,
+    TaskIncremental,
+)
 
 DATA = synthetic(num_classes=6, input_shape=(1, 4, 4), samples_per_class=30)
 STREAMS: list[Stream] = [ClassIncremental(4), TaskIncremental(3), Permuted(3), Rotated(3)]
@@ -77,6 +84,26 @@ def test_new_domains_share_a_clients_rows_held_out_ones_included(stream: Stream)
                 assert kept[client_id, t].equal(kept[client_id, 0])
     assert all(rows.equal(torch.arange(len(DATA.test))) for rows in scenario.test_rows)
     assert all(classes == tuple(range(6)) for classes in scenario.classes)
+
+
+@pytest.mark.parametrize("num_experiences", [2, 3, 4])  # 6 classes: 3 + 3, 2 + 2 + 2, 2 + 2 + 1 + 1
+def test_a_shared_head_labels_classes_by_their_place(num_experiences: int) -> None:
+    order = (5, 0, 3, 1, 4, 2)
+    apart = build(ClassIncremental(num_experiences, class_order=order), Dirichlet(0.5))
+    shared = build(SharedHead(num_experiences, class_order=order), Dirichlet(0.5))
+    assert shared.kind == "domain"
+    assert shared.num_classes == -(-6 // num_experiences)
+    assert shared.train.x is apart.train.x
+    for pair in pairs(shared):
+        assert shared.shares[pair].equal(apart.shares[pair])
+        assert shared.held_out[pair].equal(apart.held_out[pair])
+    for t, classes in enumerate(apart.classes):
+        assert shared.classes[t] == tuple(range(len(classes)))
+        _, original = apart.test_stream()[t].gather()
+        _, placed = shared.test_stream()[t].gather()
+        assert placed.tolist() == [classes.index(label) for label in original.tolist()]
+    assert [experience.task_label for experience in shared.stream(0)] == [0] * num_experiences
+    assert shared.manifest()["hash"] != apart.manifest()["hash"]
 
 
 def test_held_out_rows_are_drawn_at_random() -> None:

@@ -82,7 +82,7 @@ def test_a_scenario_builds_a_stream_and_sets_data_aside(choice: str, composer: C
     assert dataclasses.replace(stream) == stream
 
 
-@pytest.mark.parametrize("style", ["split", "task", "permuted", "rotated"])
+@pytest.mark.parametrize("style", ["split", "task", "domain", "permuted", "rotated"])
 @pytest.mark.parametrize("dataset", ["digits", "mnist"])
 def test_a_named_scenario_brings_its_dataset(style: str, dataset: str, composer: Composer) -> None:
     node = composer(f"scenario={style}_{dataset}").dataset
