@@ -1,11 +1,13 @@
 """One client's turn: the Flower ClientApp."""
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import cast
 
+import torch
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch import nn
@@ -13,8 +15,10 @@ from torch import nn
 from fedlearn import records
 from fedlearn.client_state import ClientState
 from fedlearn.evaluation import Evaluator
+from fedlearn.lr_schedules import Constant, LrSchedule, factor_at
 from fedlearn.schedule import Schedule
-from fedlearn.types import ContinualStrategy, Scenario, Turn
+from fedlearn.screening import is_finite
+from fedlearn.types import ContinualStrategy, DivergedError, Report, Scenario, Turn
 
 
 @dataclass(frozen=True)
@@ -25,11 +29,15 @@ class LocalWork:
         run_seed: The run's seed.
         epochs: Local epochs a turn, at least 1.
         batch_size: Samples a step, at least 1.
+        steps: Optimiser steps a turn, at least 1, in place of whole epochs; None for `epochs`.
+        lr_schedule: What the learning rate is multiplied by, round by round.
     """
 
     run_seed: int
     epochs: int
     batch_size: int
+    steps: int | None = None
+    lr_schedule: LrSchedule = Constant()  # noqa: RUF009 - frozen
 
 
 class Client:
@@ -60,7 +68,10 @@ class Client:
         return self._build_model()
 
     def train(self, message: Message, context: Context) -> Message:
-        """Take one turn: restore, train, stage the new state, reply."""
+        """Take one turn: restore, train, stage the new state, reply.
+
+        A turn that diverges stages nothing, so that the next one starts where this one did.
+        """
         client_id = client_id_of(context)
         instruction = records.read_instruction(message)
         kept = ClientState(context.state)
@@ -75,15 +86,22 @@ class Client:
             run_seed=self._work.run_seed,
             client_id=client_id,
             server_round=instruction.server_round,
-            first_epoch=(instruction.server_round - 1) * self._work.epochs,
+            first_epoch=self._first_epoch(client_id, instruction.server_round),
             epochs=self._work.epochs,
             batch_size=self._work.batch_size,
             previous=stream(last) if last is not None and last != now else None,
             config=instruction.config,
+            steps=self._work.steps,
+            lr_factor=factor_at(self._work.lr_schedule, self._schedule, instruction.server_round),
+            progress=self._schedule.progress(client_id, instruction.server_round),
         )
         records.load(self._model, instruction.parameters, instruction.buffers)
         self._model.train()
-        report = self._continual.train_turn(self._model, experience, stream, turn, state)
+        try:
+            report = self._continual.train_turn(self._model, experience, stream, turn, state)
+            check_finite(report, self._model)
+        except DivergedError as error:
+            return records.diverged_reply(message, str(error))
         kept.stage(report.state, instruction.server_round, now)
         return records.train_reply(
             message,
@@ -92,8 +110,25 @@ class Client:
             loss=report.loss,
             steps=report.steps,
             replayed=report.replayed,
+            state_bytes=report.state.num_bytes,
             metrics=report.metrics,
         )
+
+    def _first_epoch(self, client_id: int, server_round: int) -> int:
+        """Return how many local epochs come before a round's, as if every turn had been taken."""
+        steps = self._work.steps
+        if steps is None:
+            return (server_round - 1) * self._work.epochs
+        turns = Counter(
+            self._schedule.experience(client_id, earlier) for earlier in range(1, server_round)
+        )
+        epochs = 0
+        for index, count in turns.items():
+            batches = math.ceil(
+                len(self._scenario.experience(client_id, index)) / self._work.batch_size
+            )
+            epochs += count * math.ceil(steps / batches) if batches else 0
+        return epochs
 
     def evaluate(self, message: Message, context: Context) -> Message:
         """Reply with the model's accuracy on what this client set aside, by experience."""
@@ -120,6 +155,24 @@ class Client:
         """Reply with who this client is."""
         metrics = MetricRecord({records.PARTITION_ID: client_id_of(context)})
         return Message(RecordDict({records.METRICS: metrics}), reply_to=message)
+
+
+def check_finite(report: Report, model: nn.Module) -> None:
+    """Check that a turn ended with numbers.
+
+    Raises:
+        DivergedError: The loss or a weight is not finite.
+    """
+    if not math.isfinite(report.loss):
+        raise DivergedError(f"the loss is {report.loss}")
+    tensors = {**records.parameters_of(model), **records.buffers_of(model)}
+    floats = [tensor for tensor in tensors.values() if tensor.is_floating_point()]
+    # One pass, one wait for the device: a sum is finite only if all its terms are. Large finite
+    # terms can overflow it, so a sum that is not finite is looked at again, tensor by tensor.
+    if floats and not torch.stack([tensor.sum() for tensor in floats]).isfinite().all():
+        for name, tensor in tensors.items():
+            if not is_finite(tensor):
+                raise DivergedError(f"{name} holds NaN or infinity")
 
 
 def client_id_of(context: Context) -> int:

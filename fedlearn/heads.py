@@ -2,14 +2,13 @@
 
 The model has one full-size head of C outputs. A task-incremental scenario gives each task a head of
 its own, which is the same as hiding the outputs of all the others. ``head.mask`` hides, in the
-training loss only, the classes of other experiences.
+training loss only (`fedlearn.losses`), the classes of other experiences.
 """
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 HIDDEN = -1e4
 """The logit of a hidden output: exp of it is exactly 0, and it is finite, so norms of logits and
@@ -35,16 +34,3 @@ def companion_table(groups: Sequence[Sequence[int]], num_classes: int) -> Tensor
 def hide(logits: Tensor, visible: Tensor) -> Tensor:
     """Return `logits` (batch, C) with every output that is not `visible` (broadcastable) hidden."""
     return logits.masked_fill(~visible, HIDDEN)
-
-
-class MaskedCrossEntropy:
-    """Cross-entropy of each sample over the classes that share an experience with its label."""
-
-    def __init__(self, groups: Sequence[Sequence[int]], num_classes: int) -> None:
-        self._companions = companion_table(groups, num_classes)
-
-    def __call__(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean loss, a scalar, of `logits` (batch, C) against `labels` (batch,)."""
-        if self._companions.device != logits.device:
-            self._companions = self._companions.to(logits.device)
-        return F.cross_entropy(hide(logits, self._companions[labels]), labels)

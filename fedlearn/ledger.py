@@ -4,6 +4,9 @@ import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
+OUTCOMES = ("accepted", "idle", "diverged", "quarantined", "failed")
+"""How a turn can end, as the server sees it."""
+
 
 @dataclass
 class Ledger:
@@ -14,6 +17,8 @@ class Ledger:
         down_bytes: Array bytes from server to clients, likewise.
         steps: Optimiser steps of all clients.
         replayed: Samples that came from memory, over all steps.
+        turns: How many ended how: accepted, idle, diverged, quarantined or failed.
+        state_bytes: What each client kept after its last accepted turn, its tensors, by client id.
         train_s: Seconds spent in clients' turns.
         round_s: Seconds of each round, evaluation included.
     """
@@ -22,11 +27,14 @@ class Ledger:
     down_bytes: int = 0
     steps: int = 0
     replayed: int = 0
+    turns: dict[str, int] = field(default_factory=lambda: dict.fromkeys(OUTCOMES, 0))
+    state_bytes: dict[int, float] = field(default_factory=dict)
     train_s: float = 0.0
     round_s: list[float] = field(default_factory=list)
 
     def summary(self, total_s: float) -> dict[str, dict[str, Any]]:
-        """Return the sections ``comm``, ``time`` and ``work`` of a run's summary."""
+        """Return a summary's sections ``comm``, ``time``, ``work``, ``turns`` and ``storage``."""
+        kept = list(self.state_bytes.values()) or [0.0]
         return {
             "comm": {"up_bytes": self.up_bytes, "down_bytes": self.down_bytes},
             "time": {
@@ -35,4 +43,9 @@ class Ledger:
                 "round_s_median": statistics.median(self.round_s) if self.round_s else 0.0,
             },
             "work": {"steps": self.steps, "samples_replayed": self.replayed},
+            "turns": dict(self.turns),
+            "storage": {
+                "client_state_bytes_max": max(kept),
+                "client_state_bytes_mean": statistics.fmean(kept),
+            },
         }

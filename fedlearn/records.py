@@ -29,7 +29,10 @@ NUM_EXAMPLES = "num-examples"
 TRAIN_LOSS = "train_loss"
 STEPS = "steps"
 REPLAYED = "replayed"
+STATE_BYTES = "state-bytes"
 IDLE = "idle"
+DIVERGED = "diverged"
+REASON = "reason"
 SERVER_ROUND = "server-round"
 ACKNOWLEDGED = "acknowledged-round"
 PARTITION_ID = "partition-id"
@@ -242,6 +245,7 @@ def train_reply(
     loss: float,
     steps: int,
     replayed: int,
+    state_bytes: int,
     metrics: Mapping[str, float],
 ) -> Message:
     """Return a client's answer to a training instruction; the arrays are the model's own."""
@@ -254,6 +258,7 @@ def train_reply(
                     TRAIN_LOSS: loss,
                     STEPS: steps,
                     REPLAYED: replayed,
+                    STATE_BYTES: state_bytes,
                     **metrics,
                 }
             ),
@@ -269,6 +274,23 @@ def idle_reply(message: Message) -> Message:
     """Return the answer of a client that has nothing to train on in this round."""
     content = RecordDict({METRICS: MetricRecord({NUM_EXAMPLES: 0, IDLE: 1})})
     return Message(content, reply_to=message)
+
+
+def diverged_reply(message: Message, reason: str) -> Message:
+    """Return the answer of a client whose turn must not count, because its loss was lost."""
+    content = RecordDict(
+        {
+            METRICS: MetricRecord({NUM_EXAMPLES: 0, DIVERGED: 1}),
+            CONFIG: ConfigRecord({REASON: reason}),
+        }
+    )
+    return Message(content, reply_to=message)
+
+
+def reason_of(message: Message) -> str:
+    """Return why a client's turn diverged, as one short line: clients can write anything."""
+    told = next(iter(message.content.config_records.values()), ConfigRecord())
+    return " ".join(str(told.get(REASON, "")).split())[:200]
 
 
 def error_reply(message: Message, reason: str) -> Message:

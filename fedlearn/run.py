@@ -87,7 +87,13 @@ def make_parts(experiment: "Experiment", tracker: "Tracker") -> tuple[Server, Cl
         experiment.continual,
         experiment.build_model,
         evaluator,
-        LocalWork(settings.seed, settings.local.epochs, settings.local.batch_size),
+        LocalWork(
+            run_seed=settings.seed,
+            epochs=settings.local.epochs,
+            batch_size=settings.local.batch_size,
+            steps=settings.local.steps,
+            lr_schedule=experiment.lr_schedule,
+        ),
     )
     return server, client
 

@@ -34,6 +34,10 @@ class Schedule:
             raise ValueError(f"round={server_round}: must be in 1..{self.num_rounds}")
         return (server_round - 1) // self.rounds_per_experience
 
+    def progress(self, client_id: int, server_round: int) -> float:
+        """Return the share of `client_id`'s present experience that is over, in [0, 1)."""
+        return (server_round - 1) % self.rounds_per_experience / self.rounds_per_experience
+
     def ends_experience(self, server_round: int) -> bool:
         """Whether `server_round` is the last round of its experience."""
         return server_round % self.rounds_per_experience == 0

@@ -14,14 +14,17 @@ from fedlearn.records import (
     ARRAYS,
     BUFFERS,
     CORRECT,
+    DIVERGED,
     IDLE,
     METRICS,
     NUM_EXAMPLES,
     REPLAYED,
+    STATE_BYTES,
     STEPS,
     TRAIN_LOSS,
     Tensors,
     metrics_of,
+    reason_of,
     to_tensors,
     wire_bytes,
 )
@@ -35,6 +38,7 @@ class Screened:
         accepted: Fit for aggregation, by client id, ascending; parameters only.
         buffers: Each accepted client's buffers.
         idle: Clients that had nothing to train on.
+        diverged: Clients whose loss was lost, and how: they count as little as idle ones.
         quarantined: Clients whose reply must not be used, and why.
         failed: Clients that raised, and what.
         up_bytes: Bytes of arrays received, of every reply.
@@ -43,6 +47,7 @@ class Screened:
     accepted: dict[int, Message] = field(default_factory=dict)
     buffers: dict[int, Tensors] = field(default_factory=dict)
     idle: list[int] = field(default_factory=list)
+    diverged: dict[int, str] = field(default_factory=dict)
     quarantined: dict[int, str] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
     up_bytes: int = 0
@@ -84,6 +89,9 @@ def screen(
         if metrics.get(IDLE) == 1:
             screened.idle.append(client_id)
             continue
+        if metrics.get(DIVERGED) == 1:
+            screened.diverged[client_id] = reason_of(message)
+            continue
         try:
             own_buffers = to_tensors(message.content.array_records.pop(BUFFERS, ArrayRecord()))
             if len(message.content.array_records) != 1:
@@ -94,9 +102,10 @@ def screen(
             _check_examples(metrics.get(NUM_EXAMPLES), max_examples(client_id))
             _check_tensors(to_tensors(arrays), parameters)
             _check_tensors(own_buffers, buffers)
-            for name in (TRAIN_LOSS, STEPS, REPLAYED):
-                if not _is_number(metrics.get(name, 0)):
-                    raise ValueError(f"{name} is {metrics[name]}")
+            for name in (TRAIN_LOSS, STEPS, REPLAYED, STATE_BYTES):
+                told = metrics.get(name, 0)
+                if not _is_number(told) or (told < 0 and name != TRAIN_LOSS):
+                    raise ValueError(f"{name} is {told}")
         except ValueError as error:
             screened.quarantined[client_id] = str(error)
             continue

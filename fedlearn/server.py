@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fedlearn import records
 from fedlearn.cohort import CohortGrid, sample_clients
 from fedlearn.evaluation import Evaluator
-from fedlearn.ledger import Ledger
+from fedlearn.ledger import OUTCOMES, Ledger
 from fedlearn.schedule import Schedule
 from fedlearn.scoreboard import Accuracies, Scoreboard, jsonable
 from fedlearn.screening import Screened, average_buffers, check_evaluation, is_finite, screen
@@ -95,6 +95,7 @@ class Server:
         model = build_model()
         self.parameters = records.parameters_of(model)
         self.buffers = records.buffers_of(model)
+        self._frozen = [name for name, each in model.named_parameters() if not each.requires_grad]
         self.scoreboard = Scoreboard(scenario, model, evaluator)
         self.ledger = Ledger()
         self.rounds = 0
@@ -189,6 +190,11 @@ class Server:
         self.ledger.train_s += train_s
         self.ledger.steps += sum(int(client["steps"]) for client in clients.values())
         self.ledger.replayed += sum(int(client["replayed"]) for client in clients.values())
+        for outcome in OUTCOMES:
+            self.ledger.turns[outcome] += len(getattr(screened, outcome))
+        self.ledger.state_bytes.update(
+            {client_id: clients[str(client_id)]["state_bytes"] for client_id in screened.accepted}
+        )
         self.ledger.round_s.append(time.perf_counter() - started)
         self._emit(
             {
@@ -198,6 +204,7 @@ class Server:
                 "server": server,
                 "clients": clients,
                 "idle": screened.idle,
+                "diverged": _named(screened.diverged),
                 "quarantined": _named(screened.quarantined),
                 "failed": _named(screened.failed),
                 "comm": {"up_bytes": screened.up_bytes, "down_bytes": down_bytes},
@@ -242,6 +249,8 @@ class Server:
         if not accepted:
             if screened.quarantined or screened.failed:
                 return {}, "no valid reply"
+            if screened.diverged:
+                return {}, "every client that trained diverged"
             return {}, None  # everyone sampled was idle: nothing to learn is not a failure
         if self._bound is not None and (reason := self._bound(len(accepted))):
             return {}, reason
@@ -259,6 +268,8 @@ class Server:
             name: tensor.to(self.parameters[name])
             for name, tensor in records.to_tensors(arrays).items()
         }
+        # The mean of equals may miss them by a bit, and an optimiser on the server has momentum.
+        parameters |= {name: self.parameters[name] for name in self._frozen}
         for name, tensor in parameters.items():
             if tensor.shape != self.parameters[name].shape or not is_finite(tensor):
                 return {}, f"the aggregated {name!r} is not finite or has another shape"
@@ -364,12 +375,14 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _client_event(message: Message) -> dict[str, Any]:
-    told = records.metrics_of(message)
+    told = dict(records.metrics_of(message))
     return {
-        "loss": told.get(records.TRAIN_LOSS),
-        "num_examples": told[records.NUM_EXAMPLES],
-        "steps": told.get(records.STEPS, 0),
-        "replayed": told.get(records.REPLAYED, 0),
+        "loss": told.pop(records.TRAIN_LOSS, None),
+        "num_examples": told.pop(records.NUM_EXAMPLES),
+        "steps": told.pop(records.STEPS, 0),
+        "replayed": told.pop(records.REPLAYED, 0),
+        "state_bytes": told.pop(records.STATE_BYTES, 0),
+        **{name.replace("-", "_"): value for name, value in told.items()},
     }
 
 

@@ -1,7 +1,8 @@
 """The contracts between the engine and its plug-ins: samples, experiences, scenarios, turns.
 
-`strategies/` and `scenarios/` import this module, `fedlearn.seeding` and `fedlearn.heads`, and
-nothing else of the engine (aggregations also `fedlearn.records`). It depends on torch only.
+`strategies/` and `scenarios/` import this module, `fedlearn.seeding`, `fedlearn.heads`,
+`fedlearn.losses` and `fedlearn.augmentation`, and nothing else of the engine (aggregations also
+`fedlearn.records`). It depends on torch only.
 """
 
 import hashlib
@@ -25,6 +26,12 @@ Plain = Scalar | list[int] | list[float] | list[bool] | list[str] | list[bytes]
 
 Kind = Literal["class", "task", "domain"]
 """What an experience brings: new classes, new classes with a known task label, or a new domain."""
+
+LossName = Literal["cross_entropy", "bce", "mse"]
+"""Loss of a sample; see `fedlearn.losses`."""
+
+Precision = Literal["float32", "bfloat16"]
+"""Of the forward pass in training; weights, losses and gradients are float32."""
 
 
 @dataclass(frozen=True)
@@ -259,8 +266,9 @@ class Turn:
         client_id: Partition index, 0-based.
         server_round: 1-based.
         first_epoch: How many local epochs the clock has counted before this turn, whether the
-            client took part or not. Draws are keyed by ``first_epoch + e`` for local epoch e, so
-            that R rounds of one epoch draw what one round of R epochs draws.
+            client took part or not; a pass that `steps` cuts short counts as one. Draws are keyed
+            by ``first_epoch + e`` for local epoch e, so that R rounds of one epoch draw what one
+            round of R epochs draws.
         epochs: Local epochs, at least 1.
         batch_size: Samples a step, at least 1.
         previous: The experience that the client last trained on, if it has entered another one
@@ -269,6 +277,7 @@ class Turn:
         steps: Optimiser steps of the turn, at least 1: passes follow each other, and the last one
             ends where the steps do. None for `epochs` whole passes.
         lr_factor: What the learning rate is multiplied by in this turn, greater than 0.
+        progress: Share of the experience's rounds that are over, in [0, 1); None where unknown.
     """
 
     run_seed: int
@@ -281,6 +290,7 @@ class Turn:
     config: Mapping[str, Plain] = field(default_factory=dict)
     steps: int | None = None
     lr_factor: float = 1.0
+    progress: float | None = None
 
     def seed(self, purpose: str, *numbers: int) -> int:
         """Return the seed of (run, purpose, client, ...numbers)."""
@@ -298,9 +308,9 @@ class LocalTraining:
         max_grad_norm: Gradients are clipped to this L2 norm over all parameters; None for never.
         heads: Classes of each head, by task label, where the scenario is task-incremental: training
             and testing then see only the head of a sample's task. None for one head.
-        mask_loss: Classes of each experience where ``head.mask`` is on: the cross-entropy of a
-            sample then sees only the classes of the experience that its label belongs to, in
-            training and never in testing. None for the whole head.
+        mask_loss: Classes of each experience where ``head.mask`` is on: the loss of a sample then
+            sees only the classes of the experience that its label belongs to, in training and
+            never in testing. None for the whole head.
         num_experiences: T, the length of every stream.
         input_shape: Shape of one input, without the batch.
         loss: Loss of a sample; see `fedlearn.losses`.
@@ -321,12 +331,12 @@ class LocalTraining:
     mask_loss: tuple[tuple[int, ...], ...] | None = None
     num_experiences: int = 1
     input_shape: tuple[int, ...] = ()
-    loss: Literal["cross_entropy", "bce", "mse"] = "cross_entropy"
+    loss: LossName = "cross_entropy"
     label_smoothing: float = 0.0
     class_balance: float | None = None
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
     frozen: tuple[str, ...] = ()
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     max_loss: float = math.inf
     gradient_metrics: bool = False
 
@@ -337,7 +347,8 @@ class Report:
 
     Attributes:
         state: The state to keep for the client's next turn.
-        loss: Mean training loss over the turn's last epoch, the strategy's own terms included.
+        loss: Mean training loss over the turn's last epoch (with `Turn.steps`, over its last pass,
+            which may be a part of one), the strategy's own terms included.
         steps: Optimiser steps.
         replayed: Samples that came from memory, over all steps.
         metrics: Anything else worth tracking, as floats.

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from fedlearn.client import Client, LocalWork, make_client_app
 from fedlearn.evaluation import Evaluator
+from fedlearn.lr_schedules import Constant, LrSchedule
 from fedlearn.runtimes.inprocess import InProcess, InProcessGrid
 from fedlearn.schedule import Schedule
 from fedlearn.seeding import borrowed_global_rng
@@ -148,6 +149,8 @@ def federate(
     run_seed: int = 0,
     fraction_train: float = 1.0,
     epochs: int = 1,
+    steps: int | None = None,
+    lr_schedule: LrSchedule | None = None,
     max_failed_rounds: int = 3,
     bound: Bound | None = None,
     faults: Mapping[int, Fault] | None = None,
@@ -176,7 +179,7 @@ def federate(
         PlainSgd() if continual is None else continual,
         build_model,
         evaluator,
-        LocalWork(run_seed, epochs, 4),
+        LocalWork(run_seed, epochs, 4, steps, lr_schedule or Constant()),
     )
     app = with_faults(make_client_app(client), faults or {})
     grids: list[InProcessGrid] = []

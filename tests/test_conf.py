@@ -1,6 +1,7 @@
 """Every YAML file under conf/: it says what it is, composes, and builds what it names."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from fedlearn.augmentation import Augmentation
 from fedlearn.cli import main
-from fedlearn.commands.dry_run import time_step
+from fedlearn.commands.dry_run import estimate, time_step
 from fedlearn.config.checks import SUPPLIED
 from fedlearn.config.choices import (
     MAIN,
@@ -23,7 +25,7 @@ from fedlearn.config.choices import (
 )
 from fedlearn.config.composition import compose
 from fedlearn.config.experiment import Experiment, build, prepare
-from fedlearn.config.schema import GROUPS, Local, Settings
+from fedlearn.config.schema import GROUPS, Augment, Local, Settings
 
 REPOSITORY = Path(__file__).parents[1]
 DATA = Path(os.environ.get("FEDLEARN_DATA", REPOSITORY / ".." / "shared" / "data"))
@@ -62,12 +64,20 @@ def test_every_file_says_what_it_is_in_its_first_line(path: Path) -> None:
     assert 10 <= len(describe(path)) <= 110
 
 
+def _fitting(choice: Choice) -> dict[str, str]:
+    """Return a scenario that a continual strategy can work with, where not all will do."""
+    if choice.group != "continual":
+        return {}
+    kinds = compose([f"continual={choice.name}"]).tree["continual"].get("kinds")
+    return {"scenario": f"{kinds[0]}_incremental"} if kinds else {}
+
+
 @pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: f"{choice.group}={choice.name}")
 def test_every_choice_composes_and_builds(choice: Choice) -> None:
     if choice.group in ("dataset", "experiment"):
         experiment = on_its_own_data(choice)
     else:
-        experiment = small(**{choice.group: choice.name})
+        experiment = small(**{choice.group: choice.name}, **_fitting(choice))
     assert experiment.choices[choice.group] == choice.name
     assert isinstance(experiment.build_model(), nn.Module)
     assert experiment.scenario.shares.sizes().sum() > 0
@@ -108,7 +118,7 @@ def test_every_group_has_choices_and_a_default() -> None:
 def _settings(kind: type, parent: str = "") -> Iterator[str]:
     for each in dataclasses.fields(kind):
         if dataclasses.is_dataclass(each.type):
-            yield from _settings(each.type, f"{each.name}.")  # type: ignore[arg-type]
+            yield from _settings(each.type, f"{parent}{each.name}.")  # type: ignore[arg-type]
         else:
             yield f"{parent}{each.name}"
 
@@ -142,6 +152,7 @@ def test_a_bare_run_is_replay_on_split_digits() -> None:
         "continual": "replay",
         "aggregation": "fedavg",
         "optimizer": "sgd",
+        "lr_schedule": "constant",
         "runtime": "inprocess",
         "tracker": "wandb",
         "experiment": "null",
@@ -240,5 +251,55 @@ def test_the_configuration_is_found_in_a_wheel_and_in_the_source_tree(
 
 def test_local_settings_are_typed() -> None:
     settings = prepare(compose(["local.max_grad_norm=1", "tracker=none"])).settings
-    assert settings.local == Local(epochs=2, batch_size=8, max_grad_norm=1.0)
+    assert settings.local == Local(
+        epochs=2,
+        steps=None,
+        batch_size=8,
+        loss="cross_entropy",
+        label_smoothing=0.0,
+        class_balance=None,
+        augment=Augment(flip=False, crop=0, rotation=0.0),
+        freeze=[],
+        precision="float32",
+        max_grad_norm=1.0,
+        max_loss=None,
+        gradient_metrics=False,
+    )
     assert isinstance(settings.local.max_grad_norm, float)
+
+
+def test_options_of_local_training_reach_the_clients() -> None:
+    plain = small().training
+    assert (plain.augment, plain.frozen, plain.max_loss) == (None, (), math.inf)
+    training = small(
+        **{
+            "local.loss": "bce",
+            "local.class_balance": "0.9",
+            "local.augment": "{flip:true,crop:2,rotation:10}",
+            "local.freeze": "['features.*']",
+            "local.precision": "bfloat16",
+            "local.max_loss": "50",
+            "local.gradient_metrics": "true",
+        }
+    ).training
+    assert (training.loss, training.class_balance, training.frozen) == ("bce", 0.9, ("features.*",))
+    assert training.augment == Augmentation(flip=True, crop=2, rotation=10.0)
+    assert (training.precision, training.max_loss, training.gradient_metrics) == (
+        "bfloat16",
+        50.0,
+        True,
+    )
+
+
+def test_a_dry_run_counts_fixed_steps() -> None:
+    asked = {"num_clients": "4", "rounds_per_experience": "2", "partition": "iid"}
+    cost = estimate(small(**asked, **{"local.steps": "7"}))
+    assert cost.steps == 7 * cost.turns
+    assert estimate(small(**asked)).steps != cost.steps
+
+
+def test_frozen_parameters_are_those_that_the_patterns_name() -> None:
+    model = small(**{"local.freeze": "['*bias']"}).build_model()
+    assert {name: each.requires_grad for name, each in model.named_parameters()} == {
+        name: not name.endswith("bias") for name, _ in model.named_parameters()
+    }

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fedlearn.evaluation import BATCH, Evaluator
-from fedlearn.heads import HIDDEN, MaskedCrossEntropy, companion_table, head_table, hide
+from fedlearn.heads import HIDDEN, companion_table, head_table, hide
 from fedlearn.types import Experience, Samples
 
 CLASSES = 4
@@ -92,17 +92,3 @@ def test_hidden_outputs_have_no_probability_no_gradient_and_a_finite_norm():
     hidden.log_softmax(1)[:, 0].sum().backward()
     assert (logits.grad[:, 2:] == 0).all()
     assert (logits.grad[:, :2] != 0).any()
-
-
-def test_masked_cross_entropy_is_cross_entropy_over_the_labels_own_experience():
-    logits = torch.randn(3, CLASSES)
-    labels = torch.tensor([0, 3, 2])
-    loss = MaskedCrossEntropy([(0, 1), (2, 3)], CLASSES)(logits, labels)
-    by_hand = torch.stack(
-        [
-            nn.functional.cross_entropy(logits[:1, :2], torch.tensor([0])),
-            nn.functional.cross_entropy(logits[1:2, 2:], torch.tensor([1])),
-            nn.functional.cross_entropy(logits[2:, 2:], torch.tensor([0])),
-        ]
-    ).mean()
-    assert torch.allclose(loss, by_hand)

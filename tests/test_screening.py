@@ -71,7 +71,10 @@ NAN = {**PARAMETERS, "w": torch.tensor([[0.0, math.nan, 0], [0, 0, 0]])}
         ({"metrics": {"train_loss": math.inf}}, "train_loss is inf"),
         ({"metrics": {"train_loss": [0.5]}}, r"train_loss is \[0.5\]"),
         ({"metrics": {"steps": math.nan}}, "steps is nan"),
+        ({"metrics": {"steps": -1}}, "steps is -1"),
         ({"metrics": {"replayed": [1, 2]}}, r"replayed is \[1, 2\]"),
+        ({"metrics": {"state-bytes": math.inf}}, "state-bytes is inf"),
+        ({"metrics": {"state-bytes": -4}}, "state-bytes is -4"),
     ],
 )
 def test_a_bad_reply_is_quarantined_with_its_reason(bad, reason):

@@ -78,7 +78,8 @@ def _work(experiment: Experiment) -> tuple[int, int]:
         ):
             size = int(sizes[client_id, schedule.experience(client_id, server_round)])
             turns += size > 0
-            steps += math.ceil(size / settings.local.batch_size) * settings.local.epochs
+            whole = math.ceil(size / settings.local.batch_size) * settings.local.epochs
+            steps += whole if settings.local.steps is None or not size else settings.local.steps
     return turns, steps
 
 
@@ -89,7 +90,7 @@ def time_step(experiment: Experiment) -> float:
     """
     scenario, device = experiment.scenario, experiment.device
     model = experiment.build_model().train()
-    optimizer = experiment.training.optimizer(model.parameters())
+    optimizer = experiment.training.optimizer([p for p in model.parameters() if p.requires_grad])
     largest = int(scenario.shares.sizes().max())
     rows = torch.arange(min(experiment.settings.local.batch_size, largest))
     x, y = scenario.train.x[rows], scenario.train.y[rows]
@@ -110,6 +111,8 @@ def describe(experiment: Experiment) -> str:
     settings, choices, scenario = experiment.settings, experiment.choices, experiment.scenario
     cost = estimate(experiment)
     once = _size(cost.cohort * cost.model_bytes)
+    epochs, fixed = settings.local.epochs, settings.local.steps
+    length = f"{epochs} epochs" if fixed is None else f"{fixed} steps"
     lines = {
         "run": settings.name,
         "protocol": (
@@ -117,7 +120,7 @@ def describe(experiment: Experiment) -> str:
             f"{settings.rounds_per_experience} rounds = {cost.rounds} rounds"
         ),
         "clients": f"{scenario.num_clients} ({choices['partition']}), {cost.cohort} a round",
-        "turns": f"{cost.turns:,} of clients with samples, {settings.local.epochs} epochs each",
+        "turns": f"{cost.turns:,} of clients with samples, {length} each",
         "steps": f"{cost.steps:,} on up to {settings.local.batch_size} samples",
         "parameters": f"{cost.parameters:,} ({choices['model']})",
         "bytes a round": f"{once} down, up to {once} up",

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
 from fedlearn.config import schema
-from fedlearn.config.choices import find_choices
+from fedlearn.config.choices import REFUSED, find_choices
 from fedlearn.config.composition import Composed, compose
-from fedlearn.config.errors import ConfigError, among, did_you_mean, shown
+from fedlearn.config.errors import ConfigError, among, did_you_mean, one_line, shown
 from fedlearn.config.schema import GROUPS, Schema, Settings
 from fedlearn.config.targets import LIMITS, TARGET, check_node, check_range, mismatch
 from fedlearn.types import Kind
@@ -53,6 +53,8 @@ def check(composed: Composed) -> Settings:
             raise ConfigError(f"{group}: must be one choice; choices: {', '.join(names)}")
         if choice.startswith("_"):  # what choices share
             raise ConfigError(f"{group}={choice}: is not a choice{among(choice, names)}")
+        if REFUSED in (composed.tree[group] or {}):
+            raise ConfigError(f"{group}={choice}: {one_line(composed.tree[group][REFUSED])}")
         _check_group(group, composed.tree[group])
     continual = composed.tree["continual"]
     if settings.engine == FUNCTIONAL:
@@ -97,6 +99,8 @@ def _checked_settings(tree: Mapping[str, Any]) -> Settings:
     _check_plain(Schema, tree, "")
     plain = {field.name: tree[field.name] for field in dataclasses.fields(Settings)}
     plain["local"] = schema.Local(**plain["local"])
+    plain["local"].augment = schema.Augment(**tree["local"]["augment"])
+    _check_local(plain["local"])
     plain["head"] = schema.Head(**plain["head"])
     if not _DEVICE.fullmatch(plain["device"]):
         raise ConfigError(
@@ -109,6 +113,15 @@ def _checked_settings(tree: Mapping[str, Any]) -> Settings:
             "(it ends a directory's name)"
         )
     return Settings(**plain)
+
+
+def _check_local(local: schema.Local) -> None:
+    """Check that the options of local training do not contradict each other."""
+    if local.label_smoothing and local.loss != "cross_entropy":
+        raise ConfigError(
+            f"local.label_smoothing={local.label_smoothing}: is for local.loss=cross_entropy, "
+            f"not for local.loss={local.loss}; remove one of them"
+        )
 
 
 def _check_plain(kind: type, tree: Mapping[str, Any], parent: str) -> None:

@@ -12,6 +12,9 @@ import fedlearn
 
 MAIN = "config.yaml"
 
+REFUSED = "refused"
+"""Key of a file that only says why there is no such choice."""
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -57,7 +60,9 @@ def conf_dir() -> Path:
 
 
 def find_choices(extra: Sequence[Path] = ()) -> dict[str, list[Choice]]:
-    """Return every group's choices, both sorted by name; files named ``_*`` are shared bases.
+    """Return every group's choices, both sorted by name.
+
+    Files named ``_*`` are shared bases, and those that hold `REFUSED` refusals.
 
     Args:
         extra: Further configuration directories (``--config-dir``). They add choices; ours win
@@ -67,12 +72,18 @@ def find_choices(extra: Sequence[Path] = ()) -> dict[str, list[Choice]]:
     for directory in (conf_dir(), *extra):
         for path in sorted(directory.glob("*/*.yaml")):
             key = (path.parent.name, path.stem)
-            if not path.stem.startswith("_") and key not in found:
+            is_choice = not path.stem.startswith("_") and not _is_refusal(path)
+            if is_choice and key not in found:
                 found[key] = Choice(*key, describe(path))
     groups: dict[str, list[Choice]] = {}
     for key in sorted(found):
         groups.setdefault(key[0], []).append(found[key])
     return groups
+
+
+def _is_refusal(path: Path) -> bool:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return any(line.startswith(f"{REFUSED}:") for line in lines)
 
 
 def describe(path: Path) -> str:

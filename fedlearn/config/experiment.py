@@ -17,8 +17,11 @@ from fedlearn.config.attribution import attributed, blaming
 from fedlearn.config.checks import FUNCTIONAL, KINDS, check, choose_twin, without_extras
 from fedlearn.config.composition import Composed
 from fedlearn.config.errors import ConfigError
+from fedlearn.config.local_training import local_training
 from fedlearn.config.schema import Settings
 from fedlearn.config.targets import TARGET, locate
+from fedlearn.freezing import freeze
+from fedlearn.lr_schedules import LrSchedule, check_warmup
 from fedlearn.schedule import Schedule
 from fedlearn.seeding import borrowed_global_rng, seed
 from fedlearn.types import ContinualStrategy, Kind, LocalTraining, Scenario
@@ -39,6 +42,7 @@ DUTIES = {
     "continual": ("train_turn",),
     "aggregation": ("configure_train", "aggregate_train"),
     "optimizer": ("zero_grad", "step"),
+    "lr_schedule": ("factor", "over", "warmup"),
     "runtime": ("run",),
     "tracker": ("start", "event", "finish"),
 }
@@ -56,6 +60,7 @@ class Plan:
         settings: The plain values.
         device: Where samples and models live.
         optimizer: Builds an optimiser from parameters.
+        lr_schedule: What its learning rate is multiplied by, round by round.
         aggregation: The server's Flower strategy.
         bound: Given a number of replies, why the aggregation cannot use so few, or None.
         stream: How the dataset unfolds.
@@ -68,6 +73,7 @@ class Plan:
     settings: Settings
     device: torch.device
     optimizer: Callable[..., torch.optim.Optimizer]
+    lr_schedule: LrSchedule
     aggregation: "Strategy"
     bound: Bound | None
     stream: Any
@@ -88,6 +94,7 @@ class Experiment:
         schedule: The task clock.
         build_model: Builds the initial model on `device`; the same weights on every call.
         training: What local training is made of.
+        lr_schedule: What the learning rate is multiplied by, round by round.
         continual: The clients' learner.
         aggregation: The server's Flower strategy.
         bound: Given a number of replies, why the aggregation cannot use so few, or None.
@@ -102,6 +109,7 @@ class Experiment:
     schedule: Schedule
     build_model: Callable[[], nn.Module]
     training: LocalTraining
+    lr_schedule: LrSchedule
     continual: ContinualStrategy
     aggregation: "Strategy"
     bound: Bound | None
@@ -123,6 +131,7 @@ def prepare(composed: Composed) -> Plan:
         settings=settings,
         device=_device(settings.device),
         optimizer=_optimizer(composed),
+        lr_schedule=_make(composed, "lr_schedule"),
         aggregation=_make(composed, "aggregation"),
         bound=_bound(composed, settings),
         stream=stream,
@@ -141,15 +150,10 @@ def build(plan: Plan) -> Experiment:
     composed, settings = plan.composed, plan.settings
     scenario = _scenario(plan).to(plan.device)
     _check_kind(composed, scenario.kind)
-    training = LocalTraining(
-        optimizer=plan.optimizer,
-        num_classes=scenario.num_classes,
-        max_grad_norm=settings.local.max_grad_norm,
-        heads=scenario.classes if scenario.kind == "task" else None,
-        mask_loss=_mask(settings, scenario),
-        num_experiences=scenario.num_experiences,
-        input_shape=scenario.input_shape,
-    )
+    training = local_training(settings, scenario, plan.optimizer)
+    schedule = Schedule(scenario.num_experiences, settings.rounds_per_experience)
+    with blaming("lr_schedule", composed):
+        check_warmup(plan.lr_schedule, schedule)
     with blaming("continual", composed):
         continual = _continual_factory(composed, settings)(training=training)
     _expect(composed, "continual", continual)
@@ -159,9 +163,10 @@ def build(plan: Plan) -> Experiment:
         choices=composed.choices,
         device=plan.device,
         scenario=scenario,
-        schedule=Schedule(scenario.num_experiences, settings.rounds_per_experience),
+        schedule=schedule,
         build_model=build_model,
         training=training,
+        lr_schedule=plan.lr_schedule,
         continual=continual,
         aggregation=plan.aggregation,
         bound=plan.bound,
@@ -202,8 +207,18 @@ def _equipped(
             return cast(nn.Module, equip(build_model())).to(plan.device)
 
     with blaming("continual", plan.composed):
-        build()  # it may find that the model does not suit it
+        equipped = build()  # it may find that the model does not suit it
+    if plan.settings.local.freeze and _frozen(equipped) < _frozen(build_model()):
+        raise ConfigError(
+            f"local.freeze=[{','.join(plan.settings.local.freeze)}]: "
+            f"continual={plan.composed.choices['continual']} trains layers of its own in place of "
+            "the model's; remove it"
+        )
     return build
+
+
+def _frozen(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
 
 
 def _factory(composed: Composed, group: str) -> Callable[..., Any]:
@@ -287,23 +302,6 @@ def _scenario(plan: Plan) -> Scenario:
         )
 
 
-def _mask(settings: Settings, scenario: Scenario) -> tuple[tuple[int, ...], ...] | None:
-    """Return the classes that the training loss may see in each experience, or None for all."""
-    if not settings.head.mask:
-        return None
-    if scenario.kind == "task":
-        raise ConfigError(
-            "head.mask=true: does nothing in a task-incremental scenario, which always sees "
-            "one task's classes; remove it"
-        )
-    if all(len(classes) == scenario.num_classes for classes in scenario.classes):
-        raise ConfigError(
-            f"head.mask=true: does nothing in scenario={scenario.name}, where every experience "
-            "holds every class; remove it"
-        )
-    return scenario.classes
-
-
 def _model_factory(plan: Plan, scenario: Scenario) -> Callable[[], nn.Module]:
     """Return what builds the initial model, after building it once to see that it fits the data."""
     factory = _factory(plan.composed, "model")
@@ -312,6 +310,7 @@ def _model_factory(plan: Plan, scenario: Scenario) -> Callable[[], nn.Module]:
     def build_model() -> nn.Module:
         with borrowed_global_rng(model_seed):
             model = factory(input_shape=scenario.input_shape, num_classes=scenario.num_classes)
+        freeze(model, plan.settings.local.freeze)
         return cast(nn.Module, model).to(plan.device)
 
     with blaming("model", plan.composed):

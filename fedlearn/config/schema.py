@@ -17,6 +17,7 @@ GROUPS = (
     "continual",
     "aggregation",
     "optimizer",
+    "lr_schedule",
     "runtime",
     "tracker",
 )
@@ -37,12 +38,30 @@ def one_of(*choices: str) -> Any:
 
 
 @dataclass
+class Augment:
+    """How training images change, batch by batch."""
+
+    flip: bool = MISSING
+    crop: int = within("[0, inf)")
+    rotation: float = within("[0, 180]")
+
+
+@dataclass
 class Local:
     """One client's turn."""
 
     epochs: int = within("[1, inf)")
+    steps: int | None = within("[1, inf)")
     batch_size: int = within("[1, inf)")
+    loss: str = one_of("cross_entropy", "bce", "mse")
+    label_smoothing: float = within("[0, 1)")
+    class_balance: float | None = within("[0, 1)")
+    augment: Augment = field(default_factory=Augment)
+    freeze: list[str] = MISSING
+    precision: str = one_of("float32", "bfloat16")
     max_grad_norm: float | None = within("(0, inf)")
+    max_loss: float | None = within("(0, inf)")
+    gradient_metrics: bool = MISSING
 
 
 @dataclass
@@ -83,6 +102,7 @@ class Schema(Settings):
     continual: Any = MISSING
     aggregation: Any = MISSING
     optimizer: Any = MISSING
+    lr_schedule: Any = MISSING
     runtime: Any = MISSING
     tracker: Any = MISSING
 

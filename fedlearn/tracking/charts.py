@@ -10,8 +10,6 @@ from fedlearn.tracking.tracker import Event
 MOST_CLIENTS = 20
 """Above this, clients are summarised: a chart with more curves says nothing."""
 
-CLIENT_METRICS = ("loss", "num_examples", "steps", "replayed")
-
 Row = dict[str, Any]
 Worst = Callable[[Iterable[float]], float]
 
@@ -21,12 +19,13 @@ class Charts:
 
     Every row holds ``round`` and ``experience``, the two axes. A round's row:
     ``server/{accuracy, loss}``, ``server/experience_<j>/accuracy``; ``client/<id>/{loss,
-    num_examples, steps, replayed}`` for up to 20 clients, else ``client/{mean, p10, p90}/...`` and
-    ``client/worst/loss``; ``comm/{up, down}_bytes`` and ``comm/cumulative_{up, down}_bytes``;
-    ``time/{round_s, train_s, evaluate_s}``; ``cohort/{idle, quarantined, failed}``, numbers of
-    clients; ``aggregated/...``. An experience's row: ``cl/...``, ``client_accuracy/{mean, weighted,
-    std, worst10, jain}``, and ``client/<id>/accuracy`` (mean over the experiences learned so far)
-    or its spread.
+    num_examples, steps, replayed, state_bytes, ...}`` (whatever clients report) for up to 20
+    clients, else ``client/{mean, p10, p90}/...`` and ``client/worst/loss``;
+    ``comm/{up, down}_bytes`` and ``comm/cumulative_{up, down}_bytes``;
+    ``time/{round_s, train_s, evaluate_s}``; ``cohort/{idle, diverged, quarantined, failed}``,
+    numbers of clients; ``aggregated/...``. An experience's row: ``cl/...``,
+    ``client_accuracy/{mean, weighted, std, worst10, jain}``, and ``client/<id>/accuracy`` (mean
+    over the experiences learned so far) or its spread.
     """
 
     def __init__(self, num_clients: int) -> None:
@@ -59,10 +58,11 @@ class Charts:
         }
         for j, accuracy in enumerate(server.get("per_experience", ())):
             row |= _numbers(f"server/experience_{j}", {"accuracy": accuracy})
-        for name in ("idle", "quarantined", "failed"):
+        for name in ("idle", "diverged", "quarantined", "failed"):
             row[f"cohort/{name}"] = len(event.get(name, ()))
-        for metric in CLIENT_METRICS:
-            told = {key: each.get(metric) for key, each in event.get("clients", {}).items()}
+        clients = event.get("clients", {})
+        for metric in dict.fromkeys(name for each in clients.values() for name in each):
+            told = {key: each.get(metric) for key, each in clients.items()}
             row |= self._clients(metric, told, worst=max if metric == "loss" else None)
         return row
 

@@ -132,6 +132,11 @@ class ConsoleTracker:
                 parts.append(f"loss {event['server']['loss']:.4f}")
             parts.append(human_seconds(event["time"]["round_s"]))
             self._say(" · ".join(parts))
+        if told := event.get("diverged", ()):
+            named = [f"client {each['client']} ({each['reason']})" for each in told[:MOST_LINES]]
+            if len(told) > MOST_LINES:
+                named.append(f"{len(told) - MOST_LINES} more")
+            self._say(f"round {event['round']}: diverged: {', '.join(named)}", "yellow")
         for name in ("quarantined", "failed"):
             told = event.get(name, ())
             for each in told[:MOST_LINES]:
@@ -159,9 +164,16 @@ class ConsoleTracker:
         return f"experience {experience} ({experience + 1} of {total})"
 
     def _facts(self, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-        comm, time = summary["comm"], summary["time"]
+        comm, time, storage = summary["comm"], summary["time"], summary.get("storage") or {}
+        turns = summary.get("turns") or {}
+        lost = [
+            f"{turns[end]:,} {end}"
+            for end in ("diverged", "quarantined", "failed")
+            if turns.get(end)
+        ]
+        kept = storage.get("client_state_bytes_max")
         planned = self._start.get("rounds", summary["rounds"])
-        return [
+        facts = [
             ("rounds", f"{summary['rounds']} of {planned}, seed {summary['seed']}"),
             (
                 "sent",
@@ -173,6 +185,12 @@ class ConsoleTracker:
                 f"{human_seconds(time['round_s_median'])} a round (median)",
             ),
         ]
+        if kept:
+            mean = human_bytes(storage["client_state_bytes_mean"])
+            facts.append(("kept", f"{mean} a client (mean) · {human_bytes(kept)} at most"))
+        if lost:
+            facts.append(("lost turns", " · ".join(lost)))
+        return facts
 
     def _pointers(self, summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         """Return where the run is, and commands to go on with."""

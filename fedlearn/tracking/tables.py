@@ -157,6 +157,7 @@ _COLUMNS = (
     _Column("BWT", ("cl", "bwt"), bare_points, max, 100),
     _Column("learning", ("cl", "learning_accuracy"), bare_points, max, 145),
     _Column("worst 10 %", ("client", "worst10"), bare_points, max, 132),
+    _Column("kept", ("storage", "client_state_bytes_mean"), human_bytes, None, 152),
     _Column("sent", ("comm", "total"), human_bytes, None, 80),
     _Column("time", ("time", "total_s"), human_seconds, None, 72),
 )

@@ -16,9 +16,12 @@ are in [0, 1], times in seconds, sizes in bytes; rounds count from 1, experience
     ``server``: ``accuracy`` (mean over the experiences seen so far), ``loss``, ``per_experience``
     [T], all on the global test sets; or {} where this round was not evaluated.
     ``clients``: by client id, ``loss`` (training), ``num_examples``, ``steps``, ``replayed``
-    (samples from memory); those whose update was used.
+    (samples from memory), ``state_bytes`` (tensors kept for the next turn), and what else the
+    continual strategy reports, such as ``grad_norm`` and ``grad_norm_max`` (see
+    ``local.gradient_metrics``); those whose update was used.
     ``idle``: ids of clients that were sampled and had nothing to learn.
-    ``quarantined``, ``failed``: [{``client``, ``reason``}] whose reply was refused, or never came.
+    ``diverged``, ``quarantined``, ``failed``: [{``client``, ``reason``}] whose loss was lost, whose
+    reply was refused, or never came.
     ``comm``: ``up_bytes``, ``down_bytes`` of this round.
     ``time``: ``round_s``, ``train_s``, ``evaluate_s``.
     ``aggregated``: what the aggregation reports.
@@ -34,7 +37,10 @@ The *summary* of a run becomes ``summary.json``: ``status`` (``completed``, ``in
 ``failed``), ``name``, ``digest`` (sha256 of the final weights), ``manifest_hash``, ``seed``,
 ``rounds`` (completed), ``clients``, ``experiences``, ``accuracy_matrix`` [T][T], ``baseline`` [T]
 (of the initial model), ``cl``, ``client``, ``comm`` {``up_bytes``, ``down_bytes``}, ``time``
-{``total_s``, ``train_s``, ``round_s_median``}, ``wandb`` {``mode``, ``id``, ``dir``}.
+{``total_s``, ``train_s``, ``round_s_median``}, ``work`` {``steps``, ``samples_replayed``},
+``turns`` {``accepted``, ``idle``, ``diverged``, ``quarantined``, ``failed``} (how many ended so),
+``storage`` {``client_state_bytes_max``, ``client_state_bytes_mean``} (over the clients, each after
+its last turn), ``wandb`` {``mode``, ``id``, ``dir``}.
 """
 
 import logging

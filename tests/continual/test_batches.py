@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from lone_client import STRATEGIES, TRAINING, mlp, split, turn_at
 
 from fedlearn.types import State
-from strategies.continual.avalanche.loaders import batch_sizes
+from strategies.continual.batches import batch_sizes
 
 
 @given(st.integers(1, 200), st.integers(1, 40), st.booleans())

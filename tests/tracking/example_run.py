@@ -64,10 +64,17 @@ def example_run(
                 if tested
                 else {},
                 "clients": {
-                    str(k): {"loss": 0.1 * k, "num_examples": 10 + k, "steps": 4, "replayed": 2}
+                    str(k): {
+                        "loss": 0.1 * k,
+                        "num_examples": 10 + k,
+                        "steps": 4,
+                        "replayed": 2,
+                        "state_bytes": 320,
+                    }
                     for k in range(clients)
                 },
                 "idle": [],
+                "diverged": [],
                 "quarantined": [],
                 "failed": [],
                 "comm": {"up_bytes": 1000 * clients, "down_bytes": 2000 * clients},
@@ -107,4 +114,12 @@ def example_run(
         "client": client,
         "comm": {"up_bytes": 1000 * clients * last, "down_bytes": 2000 * clients * last},
         "time": {"total_s": 12.5, "train_s": 9.0, "round_s_median": 0.2},
+        "turns": {
+            "accepted": clients * last,
+            "idle": 0,
+            "diverged": 0,
+            "quarantined": 0,
+            "failed": 0,
+        },
+        "storage": {"client_state_bytes_max": 320.0, "client_state_bytes_mean": 320.0},
     }

@@ -35,6 +35,8 @@ def test_a_round_with_few_clients_has_a_curve_for_each():
         "client/1/steps": 4,
         "client/0/replayed": 2,
         "client/1/replayed": 2,
+        "client/0/state_bytes": 320,
+        "client/1/state_bytes": 320,
         "comm/up_bytes": 2000,
         "comm/down_bytes": 4000,
         "comm/cumulative_up_bytes": 2000,
@@ -43,6 +45,7 @@ def test_a_round_with_few_clients_has_a_curve_for_each():
         "time/train_s": 0.15,
         "time/evaluate_s": 0.01,
         "cohort/idle": 0,
+        "cohort/diverged": 0,
         "cohort/quarantined": 0,
         "cohort/failed": 0,
         "aggregated/train_loss": 0.5,
@@ -107,6 +110,19 @@ def test_a_round_that_was_not_evaluated_has_no_accuracy_and_what_is_null_no_poin
     assert "client/0/loss" not in row
     assert row["client/0/steps"] == 3
     assert "aggregated/a" not in row
+
+
+def test_whatever_clients_report_has_a_curve():
+    events, _ = example_run(clients=2)
+    told = {
+        **events[1],
+        "clients": {"0": {"loss": 1.0}, "1": {"loss": 2.0, "grad_norm": 0.5}},
+        "diverged": [{"client": 2, "reason": "the loss is nan"}],
+    }
+    row = Charts(3).round_row(told)
+    assert row["client/1/grad_norm"] == 0.5
+    assert "client/0/grad_norm" not in row
+    assert row["cohort/diverged"] == 1
 
 
 def test_flatten_joins_names_and_leaves_lists_out():

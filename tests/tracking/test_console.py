@@ -89,6 +89,29 @@ def test_troubles_name_the_client(terminal):
     assert "warning: disk almost full" in text
 
 
+def test_divergence_is_one_line_a_round_and_counted_at_the_end():
+    events, summary = example_run()
+    told = [{"client": k, "reason": "the loss is nan"} for k in range(7)]
+    events[2]["diverged"] = told[:2]
+    events[4]["diverged"] = told
+    summary["turns"] |= {"diverged": 9, "failed": 1}
+    lines = shown({"width": 300}, events, summary).splitlines()
+    two = "round 2: diverged: client 0 (the loss is nan), client 1 (the loss is nan)"
+    assert two in lines
+    many = [line for line in lines if "client 4 (the loss is nan), 2 more" in line]
+    assert len(many) == 1
+    assert any("lost turns" in line and "9 diverged · 1 failed" in line for line in lines)
+
+
+def test_what_clients_keep_is_shown_where_they_keep_anything():
+    events, summary = example_run()
+    assert "320 B a client (mean) · 320 B at most" in shown({"width": 100}, events, summary)
+    summary["storage"] = {"client_state_bytes_max": 0, "client_state_bytes_mean": 0.0}
+    text = shown({"width": 100}, events, summary)
+    assert "at most" not in text
+    assert "lost turns" not in text
+
+
 def test_text_in_brackets_is_text_and_no_markup():
     events, summary = example_run()
     events.append({"event": "warning", "message": "[red]shape [1, 2][/red]"})

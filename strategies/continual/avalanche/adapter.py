@@ -18,19 +18,20 @@ Every turn then trains its epochs with Avalanche's own loop. For a single client
 epoch are exactly one ``train()`` of R epochs.
 """
 
-import sys
-import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor, nn
 
-from fedlearn.heads import MaskedCrossEntropy, head_table
+from fedlearn.heads import head_table
+from fedlearn.losses import make_loss
 from fedlearn.seeding import borrowed_global_rng
 from fedlearn.types import Experience, LocalTraining, Report, State, Turn
-from strategies.continual.avalanche.bounds import one_of
+from strategies.continual.bounds import one_of
 
 Anchor = Literal["local", "global"]
 """Whose weights an experience is consolidated at: the client's own last ones, or the received."""
@@ -93,11 +94,9 @@ class AvalancheContinual:
     @cached_property
     def _prototype(self) -> Any:
         """The Avalanche strategy that every turn's is made from."""
-        import_avalanche()
-        if self.training.mask_loss is None:
-            return self.template(nn.CrossEntropyLoss())
-        groups, size = self.training.mask_loss, self.training.num_classes
-        return self.template(MaskedCrossEntropy(groups, size))
+        prototype = self.template(make_loss(self.training, None))
+        prototype.augment, prototype.max_loss = self.training.augment, self.training.max_loss
+        return prototype
 
     def equip(self, model: nn.Module) -> nn.Module:
         """Return the model that takes the place of `model`; see `ContinualStrategy`."""
@@ -112,26 +111,35 @@ class AvalancheContinual:
         state: State,
     ) -> Report:
         """Train `model` in place for one turn; see `fedlearn.types.ContinualStrategy`."""
-        with borrowed_global_rng(turn.seed("turn", turn.server_round)):
+        with borrowed_global_rng(turn.seed("turn", turn.server_round)), self._precision(model):
             model.train()
             strategy = self._strategy(model, stream, turn)
             self._recall(strategy, state)
             if self.consolidates != "nothing":
                 self._enter(strategy, model, experience, turn, state)
             strategy.plugins[-1:-1] = self._local_plugins(model, turn)
-            strategy.experience = self._seen(experience, stream)
+            self._face(strategy, experience)
             strategy._train_exp(strategy.experience, eval_streams=[])
         return Report(
             state=self._state(strategy, model, experience),
             loss=strategy.mean_loss,
             steps=strategy.steps,
             replayed=strategy.replayed,
+            metrics=strategy.metrics,
         )
+
+    def _precision(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Return the scope in which `model` runs in the precision asked for."""
+        if self.training.precision == "float32":
+            return nullcontext()
+        from strategies.continual.avalanche.local_training import in_bfloat16
+
+        return in_bfloat16(model)
 
     def _strategy(self, model: nn.Module, stream: Callable[[int], Experience], turn: Turn) -> Any:
         """Return the Avalanche strategy of this turn, which remembers nothing yet."""
         prototype = self._prototype
-        optimizer = self.training.optimizer(model.parameters())
+        optimizer = self._optimizer(model, turn)
         if self.training.heads is not None:
             from strategies.continual.avalanche.heads import TaskHeads
 
@@ -140,16 +148,32 @@ class AvalancheContinual:
             model = TaskHeads(model, table.to(device)).train()
         return prototype.for_turn(model, optimizer, self.plugins(), turn, stream)
 
+    def _optimizer(self, model: nn.Module, turn: Turn) -> torch.optim.Optimizer:
+        """Return this turn's optimiser of what is trainable, at this turn's rate."""
+        optimizer = self.training.optimizer([p for p in model.parameters() if p.requires_grad])
+        if turn.lr_factor != 1:
+            for group in optimizer.param_groups:
+                group["lr"] *= turn.lr_factor
+        return optimizer
+
     def _local_plugins(self, model: nn.Module, turn: Turn) -> list[Any]:
         """Return what local training adds; `model` must hold the received weights."""
         mu = float(turn.config.get("proximal-mu", 0.0))  # type: ignore[arg-type]
-        clip = self.training.max_grad_norm
-        if not mu and clip is None:
+        clip, reports = self.training.max_grad_norm, self.training.gradient_metrics
+        if not mu and clip is None and not reports:
             return []
-        from strategies.continual.avalanche.local_training import GradientClipping, ProximalTerm
+        from strategies.continual.avalanche.local_training import GradientNorm, ProximalTerm
 
         terms: list[Any] = [ProximalTerm(mu, model)] if mu else []
-        return terms if clip is None else [*terms, GradientClipping(clip)]
+        watches = clip is not None or reports
+        return [*terms, GradientNorm(model, clip, reports)] if watches else terms
+
+    def _face(self, strategy: Any, experience: Experience) -> None:
+        """Turn `strategy` to `experience`: its samples, and the loss that goes with them."""
+        strategy.experience = self._seen(experience, strategy.stream)
+        if self.training.class_balance is not None:
+            labels = experience.samples.y[experience.rows]
+            strategy._criterion = make_loss(self.training, labels)
 
     def _seen(self, experience: Experience, stream: Callable[[int], Experience]) -> Any:
         """Return `experience` as Avalanche sees it."""
@@ -172,9 +196,9 @@ class AvalancheContinual:
                     raise ValueError(f"client {turn.client_id} has lost the state it had")
                 model.load_state_dict(weights)
         if turn.previous is not None:
-            strategy.experience = self._seen(turn.previous, strategy.stream)
+            self._face(strategy, turn.previous)
             strategy._after_training_exp()
-        strategy.experience = self._seen(experience, strategy.stream)
+        self._face(strategy, experience)
         strategy._before_training_exp()
         if received is not None:
             model.load_state_dict(received)
@@ -215,11 +239,3 @@ def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         for name, tensor in tensors.items()
         if name.startswith(prefix)
     }
-
-
-def import_avalanche() -> None:
-    """Import Avalanche without the warning that its GEM, which is not used, lacks a solver."""
-    if "avalanche.training" not in sys.modules:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "no QP solver found", UserWarning)
-            import avalanche.training  # noqa: F401

@@ -1,27 +1,6 @@
-"""Bounds of a continual strategy's settings, with errors written for whoever set them."""
+"""Moved to `strategies.continual.bounds`."""
 
-import math
-
-
-def at_least(key: str, value: float, bound: float) -> None:
-    """Raise ``ValueError`` unless `value` is finite and at least `bound`."""
-    if not bound <= value < math.inf:
-        raise ValueError(f"continual.{key}={value}: must be at least {bound:g}")
-
-
-def above(key: str, value: float, bound: float) -> None:
-    """Raise ``ValueError`` unless `value` is finite and greater than `bound`."""
-    if not bound < value < math.inf:
-        raise ValueError(f"continual.{key}={value}: must be greater than {bound:g}")
-
-
-def within(key: str, value: float, low: float, high: float) -> None:
-    """Raise ``ValueError`` unless `value` is in [`low`, `high`]."""
-    if not low <= value <= high:
-        raise ValueError(f"continual.{key}={value}: must be in [{low:g}, {high:g}]")
-
-
-def one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raise ``ValueError`` unless `value` is one of `choices`."""
-    if value not in choices:
-        raise ValueError(f"continual.{key}={value}: must be one of {', '.join(choices)}")
+from strategies.continual.bounds import above as above
+from strategies.continual.bounds import at_least as at_least
+from strategies.continual.bounds import one_of as one_of
+from strategies.continual.bounds import within as within

@@ -5,7 +5,6 @@ row in that experience's store). Subsets and concatenations keep them, so whatev
 can be named by int64 pairs and gathered again as one tensor.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,34 +18,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fedlearn.types import Experience
+from strategies.continual.rows import Stream as Stream
+from strategies.continual.rows import gather as gather
+from strategies.continual.rows import pairs_of as pairs_of
 
-Stream = Callable[[int], Experience]
 IDENTITY = ("targets", "targets_task_labels", "origin", "row")
 """The attributes that `dataset_of` sets; any other one was added by a strategy."""
-
-
-def pairs_of(experience: Experience) -> Tensor:
-    """Return (n, 2) int64: experience and row of every sample of `experience`."""
-    rows = experience.rows.cpu()
-    return torch.stack([torch.full_like(rows, experience.index), rows], dim=1)
-
-
-def gather(stream: Stream, pairs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return inputs (n, *input_shape), labels (n,) and task labels (n,) of `pairs` (n, 2).
-
-    Each input comes in the domain of its own experience. There must be at least one pair.
-    """
-    parts = []
-    for index in sorted(set(pairs[:, 0].tolist())):
-        experience = stream(index)
-        at = (pairs[:, 0] == index).nonzero().squeeze(1)
-        x, y = experience.gather(pairs[at, 1])
-        parts.append((at, x, y, torch.full_like(y, experience.task_label)))
-    if len(parts) == 1:
-        return parts[0][1:]
-    order = torch.cat([at for at, *_ in parts]).argsort()
-    x, y, t = (torch.cat(tensors)[order] for tensors in list(zip(*parts, strict=True))[1:])
-    return x, y, t
 
 
 class NamedSamples(Dataset[tuple[Tensor, int]]):

@@ -1,10 +1,15 @@
 """What any client's local training may add to a continual strategy, as Avalanche plugins."""
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from avalanche.core import SupervisedPlugin
-from torch import nn
+from torch import Tensor, nn
+
+from fedlearn.types import DivergedError
 
 
 class ProximalTerm(SupervisedPlugin):  # type: ignore[misc]
@@ -34,14 +39,77 @@ class ProximalTerm(SupervisedPlugin):  # type: ignore[misc]
         strategy.loss += self._mu / 2 * distance
 
 
-class GradientClipping(SupervisedPlugin):  # type: ignore[misc]
-    """Clips the gradient to an L2 norm over all parameters, just before the step."""
+class GradientNorm(SupervisedPlugin):  # type: ignore[misc]
+    """Watches the gradient's L2 norm over all parameters, and clips it, just before the step.
 
-    def __init__(self, max_norm: float) -> None:
-        """Create the plugin; `max_norm` is greater than 0."""
+    With `reports`, the turn's metrics get ``grad-norm`` and ``grad-norm-max``: the mean and the
+    largest norm over its steps, before clipping. Clipping needs the same norm, so the two together
+    cost no more than one.
+    """
+
+    def __init__(self, model: nn.Module, max_norm: float | None, reports: bool) -> None:
+        """Create the plugin.
+
+        Args:
+            model: Whose parameters are trained.
+            max_norm: Gradients are clipped to it; greater than 0, None for never.
+            reports: Whether to report the norms.
+        """
         super().__init__()
+        self._parameters = [each for each in model.parameters() if each.requires_grad]
         self._max_norm = max_norm
+        self._reports = reports
+        self._norms: list[Tensor] = []
 
     def before_update(self, strategy: Any, **_: Any) -> None:
-        """Clip."""
-        nn.utils.clip_grad_norm_(strategy.model.parameters(), self._max_norm)
+        """Clip, and take note."""
+        if self._max_norm is not None:
+            norm = nn.utils.clip_grad_norm_(self._parameters, self._max_norm)
+        else:
+            gradients = [each.grad for each in self._parameters if each.grad is not None]
+            norm = nn.utils.get_total_norm(gradients)
+        if self._reports:
+            self._norms.append(norm)
+
+    def after_training_epoch(self, strategy: Any, **_: Any) -> None:
+        """Report the norms so far.
+
+        Raises:
+            DivergedError: One is not a number.
+        """
+        if not self._reports:
+            return
+        norms = torch.stack(self._norms)
+        mean, largest = torch.stack([norms.mean(), norms.max()]).tolist()
+        if not math.isfinite(mean):
+            raise DivergedError(f"the gradient's norm is {largest}")
+        strategy.metrics |= {"grad-norm": mean, "grad-norm-max": largest}
+
+
+@contextmanager
+def in_bfloat16(model: nn.Module) -> Iterator[None]:
+    """Let `model` run its forward passes in bfloat16 where torch finds it safe (autocast).
+
+    Weights, gradients and what follows the logits stay float32. Hooks do it, so that it holds for
+    whoever calls the model (a memory's batch, a penalty, a Fisher), and for copies of it.
+    """
+    device = next(model.parameters()).device.type
+    running: list[torch.autocast] = []
+
+    def enter(_module: nn.Module, _inputs: Any) -> None:
+        running.append(torch.autocast(device, torch.bfloat16))
+        running[-1].__enter__()  # type: ignore[no-untyped-call]
+
+    def leave(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+        running.pop().__exit__(None, None, None)
+        return output.float() if isinstance(output, Tensor) else output
+
+    hooks = [
+        model.register_forward_pre_hook(enter),
+        model.register_forward_hook(leave, always_call=True),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
