@@ -12,8 +12,8 @@ from fedlearn.types import State
 from strategies.continual.avalanche.agem import agem
 from strategies.continual.avalanche.dataset import dataset_of, gather, identity, pairs_of
 from strategies.continual.avalanche.der_plus_plus import der_plus_plus
-from strategies.continual.avalanche.loaders import MemoryBatches, ReplayBatches, TensorBatches
 from strategies.continual.avalanche.replay import replay
+from strategies.continual.batches import MemoryBatches, ReplayBatches, TensorBatches
 
 sizes = st.integers(1, 40)
 REMEMBERING = {"replay": replay, "agem": agem, "der_plus_plus": der_plus_plus}

@@ -1,46 +1,122 @@
 """Experience replay.
 
 A. Chaudhry et al., "On Tiny Episodic Memories in Continual Learning", 2019: each batch is followed
-by one from memory, and the loss is the mean over both. Memory is shared equally by the experiences;
-what stays of each is a uniform random part (reservoir sampling).
+by one from memory, and the loss is the mean over both. The policy decides what memory keeps:
+
+``experience_balanced``
+    As many samples of each experience, a uniform random part of it (reservoir sampling).
+``class_balanced``
+    As many samples of each class, a uniform random part of all of that class so far.
+``reservoir``
+    A uniform random part of all samples so far.
+``herding``
+    As many samples of each class: those whose running mean follows the mean of the class's
+    features. S.-A. Rebuffi et al., "iCaRL: Incremental Classifier and Representation Learning",
+    CVPR 2017, Algorithms 4 and 5.
+``closest_to_center``
+    As many samples of each class: those whose features are nearest to the mean.
+
+Features are what the model's last linear layer reads, scaled to length 1, under the anchor's
+weights at the experience's end. What a small class leaves of its share goes to the others.
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
 from fedlearn.types import LocalTraining
-from strategies.continual.avalanche.adapter import AvalancheContinual
-from strategies.continual.avalanche.bounds import at_least
+from strategies.continual.avalanche.adapter import Anchor, AvalancheContinual
+from strategies.continual.bounds import at_least, one_of
+
+Policy = Literal[
+    "experience_balanced", "class_balanced", "reservoir", "herding", "closest_to_center"
+]
+BY_CLASS = ("class_balanced", "herding", "closest_to_center")
+"""The policies that know classes."""
+BY_FEATURES = ("herding", "closest_to_center")
+"""The policies that look at the model."""
 
 
 def replay(
     *,
     training: LocalTraining,
-    memory_per_client: int = 20,
+    policy: Policy = "experience_balanced",
+    memory_per_client: int | None = 20,
+    memory_per_class: int | None = None,
     memory_batch_size: int | None = None,
+    anchor: Anchor | None = None,
 ) -> AvalancheContinual:
-    """Return experience replay. A client keeps two integers for each sample in memory.
+    """Return experience replay. A client keeps two integers and a key for each sample in memory.
 
     Args:
         training: What local training is made of.
-        memory_per_client: Samples that a client may keep, over all experiences, at least 1.
+        policy: What memory keeps.
+        memory_per_client: Samples that a client may keep, over all experiences, at least 1; None
+            where `memory_per_class` bounds memory.
+        memory_per_class: Samples of each class that a client may keep, at least 1, for the policies
+            that know classes; None where `memory_per_client` bounds memory.
         memory_batch_size: Samples from memory a step, at least 1; None for the batch size.
+        anchor: Whose features are seen; needed by, and only allowed for, ``herding`` and
+            ``closest_to_center``. ``"local"`` keeps the client's weights too.
 
     Raises:
-        ValueError: A setting is out of bounds.
+        ValueError: A setting is out of bounds, or does not go with another one.
     """
-    at_least("memory_per_client", memory_per_client, 1)
+    one_of("policy", policy, get_args(Policy))
+    if memory_per_class is None:
+        if memory_per_client is None:
+            raise ValueError(
+                "continual.memory_per_client=null: set it, or memory_per_class in its place"
+            )
+        at_least("memory_per_client", memory_per_client, 1)
+        size = memory_per_client
+    else:
+        at_least("memory_per_class", memory_per_class, 1)
+        if memory_per_client is not None:
+            raise ValueError(
+                f"continual.memory_per_class={memory_per_class}: "
+                f"memory_per_client={memory_per_client} is set too; set one of them to null"
+            )
+        if policy not in BY_CLASS:
+            raise ValueError(
+                f"continual.memory_per_class={memory_per_class}: policy={policy} knows no classes; "
+                f"use one of {', '.join(BY_CLASS)}, or memory_per_client"
+            )
+        size = memory_per_class * training.num_classes
     if memory_batch_size is not None:
         at_least("memory_batch_size", memory_batch_size, 1)
+    looks = policy in BY_FEATURES
+    if looks and anchor is None:
+        raise ValueError(f"continual.anchor=null: policy={policy} needs local or global")
+    if anchor is not None and not looks:
+        raise ValueError(
+            f"continual.anchor={anchor}: policy={policy} does not look at the model; use null"
+        )
+    if policy == "experience_balanced":
+        return AvalancheContinual(
+            training,
+            plugins=partial(_experience_balanced, size, memory_batch_size),
+            keeps=("plugins.0.storage_policy.buffer_groups", "plugins.0.storage_policy._num_exps"),
+            consolidates="data",
+        )
     return AvalancheContinual(
         training,
-        plugins=partial(_plugins, memory_per_client, memory_batch_size),
-        keeps=("plugins.0.storage_policy.buffer_groups", "plugins.0.storage_policy._num_exps"),
-        consolidates="data",
+        plugins=partial(_selective, policy, size, memory_per_class, memory_batch_size),
+        keeps=("plugins.0.memory",),
+        consolidates="model" if looks else "data",
+        anchor=anchor or "local",
     )
 
 
-def _plugins(memory_per_client: int, memory_batch_size: int | None) -> list[Any]:
+def _experience_balanced(size: int, memory_batch_size: int | None) -> list[Any]:
     from strategies.continual.avalanche.corrections.replay import Replay
 
-    return [Replay(memory_per_client, memory_batch_size)]
+    return [Replay(size, memory_batch_size)]
+
+
+def _selective(
+    policy: str, size: int, memory_per_class: int | None, memory_batch_size: int | None
+) -> list[Any]:
+    from strategies.continual.avalanche.corrections.replay import SelectiveReplay
+    from strategies.continual.avalanche.corrections.selection import selection_of
+
+    return [SelectiveReplay(selection_of(policy, size, memory_per_class), memory_batch_size)]
