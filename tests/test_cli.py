@@ -131,6 +131,7 @@ def test_tab_completes_commands_groups_choices_and_keys(
     assert complete("fedlearn run continual=ew", capsys) == [
         "continual=ewc",
         "continual=ewc_online",
+        "continual=ewc_replay",
     ]
     assert complete("fedlearn run continual=naive local.ep", capsys) == ["local.epochs="]
     offered = complete("fedlearn run aggregation=", capsys)

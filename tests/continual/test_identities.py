@@ -105,7 +105,7 @@ def test_strategies_differ_from_naive_from_the_second_experience_on(name: str) -
 def test_a_turn_leaves_the_state_and_the_global_generators_as_they_were(name: str) -> None:
     strategy, stream = built(name), stream_for(name)
     model = model_for(strategy, MODELS["dropout"])
-    state = live(strategy, model, stream[:2], rounds=2)[-1].state
+    state = live(strategy, model, stream[:2], rounds=2, whole=stream)[-1].state
     tensors = {key: tensor.clone() for key, tensor in state.tensors.items()}
     values = dict(state.values)
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()

@@ -10,8 +10,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra.utils import get_object, instantiate
-from lone_client import STRATEGIES, TRAINING, gap, live, mlp, split
+from hydra.utils import get_object
+from lone_client import (
+    STRATEGIES,
+    TRAINING,
+    built,
+    gap,
+    live,
+    mlp,
+    model_for,
+    split,
+    stream_for,
+    training_for,
+)
 from omegaconf import OmegaConf
 
 from strategies.continual.avalanche.adapter import AvalancheContinual
@@ -24,26 +35,25 @@ from strategies.continual.avalanche.replay import replay
 from strategies.continual.avalanche.si import si
 
 CONF = Path(__file__).parents[2] / "conf" / "continual"
-OURS = sorted(
-    path.stem
-    for path in CONF.glob("*.yaml")
-    if "strategies.continual.avalanche" in path.read_text()
-)
+FOR_FEDLEARN = {"_target_", "_recursive_", "functional", "kinds", "limits"}
+"""Keys of a choice that are no settings of its strategy."""
+OWN = [
+    name
+    for name in STRATEGIES
+    if "continual.avalanche.plugin." not in (CONF / f"{name}.yaml").read_text()
+]
+"""Choices with a factory of their own; the others are any of Avalanche's plugins."""
 
 
-def test_there_is_a_choice_for_every_strategy() -> None:
-    assert sorted(STRATEGIES) == OURS
-
-
-@pytest.mark.parametrize("choice", OURS)
+@pytest.mark.parametrize("choice", OWN)
 def test_a_choice_names_all_settings_of_its_strategy_and_describes_itself(choice: str) -> None:
     text = (CONF / f"{choice}.yaml").read_text()
     assert re.match(r"# .{20,98}\n", text)
     node = OmegaConf.create(text)
     parameters = inspect.signature(get_object(node._target_)).parameters
     assert all(each.kind is each.KEYWORD_ONLY for each in parameters.values())
-    assert set(node) - {"_target_"} == set(parameters) - {"training"}
-    assert isinstance(instantiate(node, _partial_=True)(training=TRAINING), AvalancheContinual)
+    assert set(node) - FOR_FEDLEARN == set(parameters) - {"training"}
+    assert isinstance(STRATEGIES[choice](training=training_for(choice)), AvalancheContinual)
 
 
 @pytest.mark.parametrize("choice", ["ewc", "si", "lwf", "mas", "replay", "der_plus_plus", "agem"])
@@ -51,7 +61,7 @@ def test_a_choices_values_are_its_strategys_defaults(choice: str) -> None:
     node = OmegaConf.load(CONF / f"{choice}.yaml")
     parameters = inspect.signature(get_object(node._target_)).parameters
     for name, value in node.items():
-        if name != "_target_":
+        if name not in FOR_FEDLEARN:
             assert value == parameters[name].default
 
 
@@ -108,24 +118,20 @@ def test_a_bad_setting_is_named_in_one_line(strategy, settings, message) -> None
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_a_strategy_may_be_sent_to_another_process(name: str) -> None:
-    strategy = STRATEGIES[name](training=TRAINING)
-    one, other = mlp(), mlp()
-    live(strategy, one, split(2))
-    live(pickle.loads(pickle.dumps(strategy)), other, split(2))
+    strategy = built(name)
+    one, other = model_for(strategy), model_for(strategy)
+    live(strategy, one, stream_for(name))
+    live(pickle.loads(pickle.dumps(strategy)), other, stream_for(name))
     assert gap(one, other) == 0.0
 
 
 def test_choosing_a_strategy_does_not_import_avalanche() -> None:
     program = f"""
 import sys
-from functools import partial
-import torch
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
-from fedlearn.types import LocalTraining
-training = LocalTraining(partial(torch.optim.SGD, lr=0.1), 10, 1.0, ((0, 1),), ((0, 1),))
-for choice in {OURS}:
-    instantiate(OmegaConf.load(f"{CONF}/{{choice}}.yaml"), _partial_=True)(training=training)
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from lone_client import STRATEGIES, training_for
+for name in {OWN}:
+    STRATEGIES[name](training=training_for(name))
 sys.exit("avalanche" in sys.modules)
 """
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

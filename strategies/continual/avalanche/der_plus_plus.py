@@ -10,7 +10,7 @@ from typing import Any
 
 from fedlearn.types import LocalTraining
 from strategies.continual.avalanche.adapter import Anchor, AvalancheContinual, Criterion
-from strategies.continual.avalanche.bounds import at_least
+from strategies.continual.bounds import at_least
 
 
 def der_plus_plus(

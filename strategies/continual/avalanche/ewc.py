@@ -12,13 +12,13 @@ from typing import Any, Literal
 
 from fedlearn.types import LocalTraining
 from strategies.continual.avalanche.adapter import Anchor, AvalancheContinual
-from strategies.continual.avalanche.bounds import at_least, one_of, within
+from strategies.continual.bounds import at_least, one_of, within
 
 
 def ewc(
     *,
     training: LocalTraining,
-    ewc_lambda: float = 100.0,
+    ewc_lambda: float = 200.0,
     mode: Literal["separate", "online"] = "separate",
     decay_factor: float | None = None,
     anchor: Anchor = "local",
@@ -27,7 +27,9 @@ def ewc(
 
     Args:
         training: What local training is made of. Large lambdas need its ``max_grad_norm``.
-        ewc_lambda: Weight of the penalty, at least 0.
+        ewc_lambda: Weight of the penalty, at least 0. The default is the smallest of 10, 30, 100,
+            150, 200, 250, 300 and 500 that halves what naive forgets of permuted digits (5 clients,
+            Dirichlet 0.5, 10 rounds of 2 epochs, ``max_grad_norm`` 1): 22 of 54 points.
         mode: One penalty per past experience, or a single decayed one.
         decay_factor: What is left of old importances at each experience's end, in [0, 1]; needed
             by, and only allowed for, ``mode="online"``.

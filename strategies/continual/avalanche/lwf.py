@@ -10,7 +10,7 @@ from typing import Any
 
 from fedlearn.types import LocalTraining
 from strategies.continual.avalanche.adapter import Anchor, AvalancheContinual
-from strategies.continual.avalanche.bounds import above, at_least
+from strategies.continual.bounds import above, at_least
 
 
 def lwf(

@@ -6,7 +6,8 @@ samples. `capture` writes the attributes at given dotted paths (``plugins.0.impo
 is not listed in `_write` is refused.
 
 Samples are written as (experience, row) pairs, and modules as their tensors; reading takes the
-architecture from the local model.
+architecture from the module that stands at the path in the new strategy, or from the local model
+where there is none yet.
 """
 
 import copy
@@ -27,6 +28,7 @@ from strategies.continual.avalanche.dataset import (
     dataset_of,
     identity,
 )
+from strategies.continual.reservoir import Reservoir
 
 TREE = "tree"
 """The state's value that holds the structure, as JSON."""
@@ -53,7 +55,8 @@ def restore(strategy: Any, state: State) -> None:
         return
     reader = _Reader(state.tensors, strategy.model, strategy.device, strategy.stream)
     for path, node in json.loads(str(tree)).items():
-        value, live = reader.read(node), _resolve(strategy, path)
+        live = _resolve(strategy, path)
+        value = reader.read(node, live)
         if isinstance(live, dict):  # its factory, where it is a defaultdict, stays
             live.clear()
             live.update(value)
@@ -105,6 +108,13 @@ class _Writer:
             samples = self.write(value.buffer, path)
             weights = self._keep(value._buffer_weights, f"{path}/weights")
             return {"reservoir": value.max_size, "samples": samples, "weights": weights}
+        if isinstance(value, Reservoir):
+            rows = self._keep(value.rows, f"{path}/rows")
+            return {
+                "by_rank": value.size,
+                "rows": rows,
+                "keys": self._keep(value.keys, f"{path}/keys"),
+            }
         if isinstance(value, AvalancheDataset):
             return self._write_samples(value, path)
         raise TypeError(f"{path}: a {type(value).__name__} cannot be kept between turns")
@@ -141,8 +151,13 @@ class _Reader:
         self._device = device
         self._stream = stream
 
-    def read(self, node: Any) -> Any:
-        """Return the value of `node`."""
+    def read(self, node: Any, live: Any = None) -> Any:
+        """Return the value of `node`.
+
+        Args:
+            node: What a `_Writer` wrote.
+            live: What stands in its place now.
+        """
         match node:
             case {"tensor": path}:
                 return self._copy(path)
@@ -158,14 +173,21 @@ class _Reader:
             case {"set": items}:
                 return set(items)
             case {"module": names}:
+                tensors = {name: self._tensors[path] for name, path in names.items()}
+                if isinstance(live, nn.Module):  # as trainable as it is made
+                    module = copy.deepcopy(live).to(self._device)
+                    module.load_state_dict(tensors)
+                    return module
                 module = copy.deepcopy(self._model)
-                module.load_state_dict({name: self._tensors[path] for name, path in names.items()})
+                module.load_state_dict(tensors)
                 return module.eval().requires_grad_(False)
             case {"reservoir": size, "samples": samples, "weights": weights}:
                 buffer = ReservoirSamplingBuffer(size)
                 buffer.buffer = self.read(samples)
                 buffer._buffer_weights = self._tensors[weights].clone()
                 return buffer
+            case {"by_rank": size, "rows": rows, "keys": keys}:
+                return Reservoir(size, self._tensors[rows].clone(), self._tensors[keys].clone())
             case {"rows": path, "extra": names}:
                 extra = [
                     attribute_of(name, self._tensors[extra].clone())

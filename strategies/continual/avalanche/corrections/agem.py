@@ -8,7 +8,7 @@ import torch
 from avalanche.training.plugins import AGEMPlugin
 from torch import Tensor
 
-from strategies.continual.avalanche.loaders import Batch, MemoryBatches
+from strategies.continual.batches import Batch, MemoryBatches
 
 
 class AGEM(AGEMPlugin):  # type: ignore[misc]

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from strategies.continual.avalanche.corrections.second_pass import second_pass
 from strategies.continual.avalanche.dataset import attribute_of
-from strategies.continual.avalanche.loaders import MemoryBatches
 from strategies.continual.avalanche.template import TurnByTurn
+from strategies.continual.batches import MemoryBatches
 
 
 class LogitsBuffer(ClassBalancedBufferWithLogits):  # type: ignore[misc]
