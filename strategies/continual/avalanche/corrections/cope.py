@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from strategies.continual.avalanche.cope_network import CopeNetwork
-from strategies.continual.avalanche.reservoir import Reservoir, keys_of, labels_of
 from strategies.continual.avalanche.template import TensorTemplate
 from strategies.continual.batches import MemoryBatches
+from strategies.continual.reservoir import Reservoir, keys_of, labels_of
 
 
 def ppp_loss(embedded: Tensor, labels: Tensor, prototypes: Tensor, temperature: float) -> Tensor:

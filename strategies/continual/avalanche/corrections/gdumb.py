@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from strategies.continual.avalanche.reservoir import Reservoir, keys_of, labels_of
 from strategies.continual.avalanche.template import TensorTemplate
+from strategies.continual.reservoir import Reservoir, keys_of, labels_of
 
 
 class GDumb(TensorTemplate):

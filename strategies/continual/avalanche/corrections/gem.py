@@ -9,7 +9,7 @@ from avalanche.training.plugins import GEMPlugin
 from torch import Tensor
 
 from strategies.continual.avalanche.corrections.gradients import flat, gradient_of, trainable
-from strategies.continual.avalanche.reservoir import Reservoir, keys_of
+from strategies.continual.reservoir import Reservoir, keys_of
 
 RIDGE = 1e-3
 """What the authors' code adds to the diagonal of the quadratic programme, so that it is solvable

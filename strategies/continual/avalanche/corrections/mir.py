@@ -9,8 +9,8 @@ from torch import Tensor
 
 from strategies.continual.avalanche.corrections.second_pass import second_pass
 from strategies.continual.avalanche.corrections.virtual_step import virtual_step
-from strategies.continual.avalanche.reservoir import Reservoir, keys_of, labels_of
 from strategies.continual.batches import MemoryBatches
+from strategies.continual.reservoir import Reservoir, keys_of, labels_of
 
 
 class MIR(MIRPlugin):  # type: ignore[misc]

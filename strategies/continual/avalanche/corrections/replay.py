@@ -8,8 +8,8 @@ from avalanche.training.plugins import ReplayPlugin
 from torch import Tensor
 
 from strategies.continual.avalanche.corrections.selection import Selection
-from strategies.continual.avalanche.reservoir import Reservoir
 from strategies.continual.batches import ReplayBatches
+from strategies.continual.reservoir import Reservoir
 
 
 class Replay(ReplayPlugin):  # type: ignore[misc]
