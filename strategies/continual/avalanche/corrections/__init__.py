@@ -35,7 +35,8 @@ What upstream does, and what the modules of this package do instead:
     successor.
 ``agem``
     Memory grows with every experience: one bound. It is read in storage order from the start:
-    shuffled. With more experiences than ``sample_size`` it fails: at least one sample of each.
+    shuffled. With more experiences than ``sample_size`` it fails: at least one sample of each. At
+    every step it puts all layers in training mode: leaves them as they are.
 ``der``
     Replays nothing while memory holds less than a batch: what there is. Ignores the criterion once
     it replays: uses it. Takes logits without task labels: with. Sizes depend on the order of a

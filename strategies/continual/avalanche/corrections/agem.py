@@ -38,10 +38,24 @@ class AGEM(AGEMPlugin):  # type: ignore[misc]
             groups = [strategy.draw_from(tensors, share) for tensors in self._memory]
             self.buffer_dliter = together(groups)
 
-    def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+    def before_training_iteration(self, strategy: Any, **_: Any) -> None:
         """Measure the reference gradient."""
-        if self._memory:
-            super().before_training_iteration(strategy, **kwargs)
+        if not self._memory:
+            return
+        # Upstream puts every layer in training mode first: also those that the user froze, and
+        # batch normalisation that has a single sample before it and must not train on it.
+        x, y, task_labels = next(self.buffer_dliter)
+        strategy.optimizer.zero_grad()
+        strategy._criterion(strategy.logits_of(x, task_labels), y).backward()
+        self.reference_gradients = torch.cat(
+            [
+                parameter.new_zeros(parameter.numel())
+                if parameter.grad is None
+                else parameter.grad.flatten()
+                for parameter in strategy.model.parameters()
+            ]
+        )
+        strategy.optimizer.zero_grad()
 
     def after_backward(self, strategy: Any, **kwargs: Any) -> None:
         """Project the gradient where it would undo memory."""
