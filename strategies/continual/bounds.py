@@ -3,9 +3,9 @@
 import math
 
 
-def at_least(key: str, value: float, bound: float) -> None:
-    """Raise ``ValueError`` unless `value` is finite and at least `bound`."""
-    if not bound <= value < math.inf:
+def at_least(key: str, value: float | None, bound: float) -> None:
+    """Raise ``ValueError`` unless `value` is finite and at least `bound`, or None."""
+    if value is not None and not bound <= value < math.inf:
         raise ValueError(f"continual.{key}={value}: must be at least {bound:g}")
 
 

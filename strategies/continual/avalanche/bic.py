@@ -67,8 +67,7 @@ def bic(
     at_least("memory_per_client", memory_per_client, 2)
     above("validation_share", validation_share, 0)
     within("validation_share", validation_share, 0, 0.5)
-    if memory_batch_size is not None:
-        at_least("memory_batch_size", memory_batch_size, 1)
+    at_least("memory_batch_size", memory_batch_size, 1)
     above("temperature", temperature, 0)
     return AvalancheContinual(
         training,

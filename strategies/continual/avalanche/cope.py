@@ -52,8 +52,7 @@ def cope(
         ValueError: A setting is out of bounds.
     """
     at_least("memory_per_client", memory_per_client, 1)
-    if memory_batch_size is not None:
-        at_least("memory_batch_size", memory_batch_size, 1)
+    at_least("memory_batch_size", memory_batch_size, 1)
     at_least("embedding_size", embedding_size, 2)
     within("alpha", alpha, 0, 1)
     above("temperature", temperature, 0)

@@ -38,8 +38,7 @@ def der_plus_plus(
     at_least("memory_per_client", memory_per_client, 1)
     at_least("alpha", alpha, 0)
     at_least("beta", beta, 0)
-    if memory_batch_size is not None:
-        at_least("memory_batch_size", memory_batch_size, 1)
+    at_least("memory_batch_size", memory_batch_size, 1)
     return AvalancheContinual(
         training,
         template=partial(

@@ -39,8 +39,7 @@ def er_ace(
         ValueError: A setting is out of bounds.
     """
     at_least("memory_per_client", memory_per_client, 1)
-    if memory_batch_size is not None:
-        at_least("memory_batch_size", memory_batch_size, 1)
+    at_least("memory_batch_size", memory_batch_size, 1)
     return AvalancheContinual(
         training,
         template=partial(

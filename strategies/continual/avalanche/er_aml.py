@@ -46,8 +46,7 @@ def er_aml(
             layer.
     """
     at_least("memory_per_client", memory_per_client, 1)
-    if memory_batch_size is not None:
-        at_least("memory_batch_size", memory_batch_size, 1)
+    at_least("memory_batch_size", memory_batch_size, 1)
     above("temperature", temperature, 0)
     above("base_temperature", base_temperature, 0)
     return AvalancheContinual(

@@ -62,8 +62,7 @@ def generative_replay(
         "generator_batch_size": generator_batch_size,
     }.items():
         at_least(key, value, 1)
-    if replay_batch_size is not None:
-        at_least("replay_batch_size", replay_batch_size, 1)
+    at_least("replay_batch_size", replay_batch_size, 1)
     above("generator_lr", generator_lr, 0)
     return AvalancheContinual(
         training,

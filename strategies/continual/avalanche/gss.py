@@ -46,8 +46,7 @@ def gss(
     """
     at_least("memory_per_client", memory_per_client, 1)
     at_least("num_references", num_references, 1)
-    if memory_batch_size is not None:
-        at_least("memory_batch_size", memory_batch_size, 1)
+    at_least("memory_batch_size", memory_batch_size, 1)
     return AvalancheContinual(
         training,
         plugins=partial(_plugins, memory_per_client, num_references, memory_batch_size),

@@ -60,8 +60,7 @@ def la_maml(
         ValueError: A setting is out of bounds.
     """
     at_least("memory_per_client", memory_per_client, 1)
-    if memory_batch_size is not None:
-        at_least("memory_batch_size", memory_batch_size, 1)
+    at_least("memory_batch_size", memory_batch_size, 1)
     at_least("inner_updates", inner_updates, 1)
     at_least("initial_rate", initial_rate, 0)
     at_least("rate_of_rates", rate_of_rates, 0)

@@ -58,8 +58,7 @@ def mer(
         ValueError: A setting is out of bounds.
     """
     at_least("memory_per_client", memory_per_client, 1)
-    if memory_batch_size is not None:
-        at_least("memory_batch_size", memory_batch_size, 1)
+    at_least("memory_batch_size", memory_batch_size, 1)
     at_least("passes", passes, 1)
     at_least("inner_batch_size", inner_batch_size, 1)
     for key, share in (("beta", beta), ("gamma", gamma)):

@@ -43,8 +43,7 @@ def mir(
     """
     at_least("memory_per_client", memory_per_client, 1)
     at_least("subsample", subsample, 1)
-    if memory_batch_size is not None:
-        at_least("memory_batch_size", memory_batch_size, 1)
+    at_least("memory_batch_size", memory_batch_size, 1)
     return AvalancheContinual(
         training,
         plugins=partial(_plugins, memory_per_client, subsample, memory_batch_size),

@@ -59,12 +59,11 @@ def ncm(
 def check_memory(memory_per_client: int, memory_batch_size: int | None) -> None:
     """Raise ``ValueError`` where the settings of a memory that may be empty are out of bounds."""
     at_least("memory_per_client", memory_per_client, 0)
-    if memory_batch_size is not None:
-        at_least("memory_batch_size", memory_batch_size, 1)
-        if not memory_per_client:
-            raise ValueError(
-                f"continual.memory_batch_size={memory_batch_size}: there is no memory; use null"
-            )
+    at_least("memory_batch_size", memory_batch_size, 1)
+    if memory_batch_size is not None and not memory_per_client:
+        raise ValueError(
+            f"continual.memory_batch_size={memory_batch_size}: there is no memory; use null"
+        )
 
 
 def replaying(memory_per_client: int, memory_batch_size: int | None, criterion: Criterion) -> Any:

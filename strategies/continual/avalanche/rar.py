@@ -51,8 +51,7 @@ def rar(
         ValueError: A setting is out of bounds.
     """
     at_least("memory_per_client", memory_per_client, 1)
-    if memory_batch_size is not None:
-        at_least("memory_batch_size", memory_batch_size, 1)
+    at_least("memory_batch_size", memory_batch_size, 1)
     within("beta", beta, 0, 1)
     above("epsilon", epsilon, 0)
     at_least("attack_steps", attack_steps, 1)

@@ -82,8 +82,7 @@ def replay(
                 f"use one of {', '.join(BY_CLASS)}, or memory_per_client"
             )
         size = memory_per_class * training.num_classes
-    if memory_batch_size is not None:
-        at_least("memory_batch_size", memory_batch_size, 1)
+    at_least("memory_batch_size", memory_batch_size, 1)
     looks = policy in BY_FEATURES
     if looks and anchor is None:
         raise ValueError(f"continual.anchor=null: policy={policy} needs local or global")

@@ -34,8 +34,7 @@ def er_ace(
         ValueError: A setting is out of bounds, or the optimiser has no twin.
     """
     at_least("memory_per_client", memory_per_client, 1)
-    if memory_batch_size is not None:
-        at_least("memory_batch_size", memory_batch_size, 1)
+    at_least("memory_batch_size", memory_batch_size, 1)
     memory = RankedMemory(memory_per_client, memory_batch_size, shows_present=True)
     return FunctionalContinual(training, AsymmetricReplay(), memory)
 

@@ -60,8 +60,7 @@ def replay(
         raise ValueError(
             f"continual.anchor={anchor}: policy={policy} does not look at the model; use null"
         )
-    if memory_batch_size is not None:
-        at_least("memory_batch_size", memory_batch_size, 1)
+    at_least("memory_batch_size", memory_batch_size, 1)
     memory = _memory(policy, memory_per_client, memory_per_class, memory_batch_size, training)
     return FunctionalContinual(training, Replay(), memory)
 
