@@ -20,7 +20,7 @@ from fedlearn.types import Experience, Samples, State
 from strategies.continual.avalanche.corrections.er_aml import Partners, contrast
 from strategies.continual.avalanche.er_ace import er_ace
 from strategies.continual.avalanche.er_aml import er_aml
-from strategies.continual.avalanche.features import head_of, inputs_of
+from strategies.continual.avalanche.networks.features import head_of, inputs_of
 from strategies.continual.reservoir import Reservoir, balanced, keys_of, labels_of
 
 STRATEGIES = {"er_ace": er_ace, "er_aml": er_aml}

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from fedlearn.screening import average_buffers
 from fedlearn.seeding import generator
 from fedlearn.types import Experience, State
-from strategies.continual.avalanche.bias import RIDGE, BiasCorrected, fit_correction
 from strategies.continual.avalanche.bic import bic
+from strategies.continual.avalanche.networks.bias import RIDGE, BiasCorrected, fit_correction
 from strategies.continual.reservoir import labels_of
 
 NEW = torch.tensor([2, 3])

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from fedlearn.types import State
 from strategies.continual.avalanche.cope import cope
-from strategies.continual.avalanche.cope_network import CopeNetwork
 from strategies.continual.avalanche.corrections.cope import ppp_loss
+from strategies.continual.avalanche.networks.cope import CopeNetwork
 
 STILL = replace(TRAINING, optimizer=partial(torch.optim.SGD, lr=0.0))
 

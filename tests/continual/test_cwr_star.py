@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from fedlearn.seeding import borrowed_global_rng
 from fedlearn.types import Experience, Samples
 from strategies.continual.avalanche.adapter import AvalancheContinual
-from strategies.continual.avalanche.cwr_network import CwrNetwork
 from strategies.continual.avalanche.cwr_star import cwr_star
+from strategies.continual.avalanche.networks.cwr import CwrNetwork
 
 HEAVY = replace(
     TRAINING, optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=0.1)

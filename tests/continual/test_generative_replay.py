@@ -14,8 +14,8 @@ from fedlearn.seeding import borrowed_global_rng
 from fedlearn.types import LocalTraining, State
 from strategies.continual.avalanche.adapter import AvalancheContinual
 from strategies.continual.avalanche.generative_replay import generative_replay
+from strategies.continual.avalanche.networks.vae import VAE
 from strategies.continual.avalanche.snapshot import capture, restore
-from strategies.continual.avalanche.vae import VAE
 
 
 def small(

@@ -40,15 +40,15 @@ from fedlearn.models.resnet import resnet18
 from fedlearn.models.torchvision_model import torchvision_model
 from fedlearn.screening import average_buffers
 from fedlearn.types import Experience, Samples, State
-from strategies.continual.avalanche.covariances import ClassCovariances, SharedCovariance
 from strategies.continual.avalanche.exemplars import herding, multiplicities
 from strategies.continual.avalanche.fecam import fecam
 from strategies.continual.avalanche.icarl import icarl
 from strategies.continual.avalanche.ncm import ncm
-from strategies.continual.avalanche.prototypes import UNKNOWN, Prototypes, softened
+from strategies.continual.avalanche.networks.covariances import ClassCovariances, SharedCovariance
+from strategies.continual.avalanche.networks.prototypes import UNKNOWN, Prototypes, softened
+from strategies.continual.avalanche.networks.views import View, corrupted
 from strategies.continual.avalanche.scr import scr
 from strategies.continual.avalanche.slda import slda
-from strategies.continual.avalanche.views import View, corrupted
 
 MAKE = {
     "ncm": partial(Prototypes, "ncm"),

@@ -29,7 +29,7 @@ from torch import nn
 
 from fedlearn.types import LocalTraining
 from strategies.continual.avalanche.adapter import Anchor, AvalancheContinual, Criterion
-from strategies.continual.avalanche.bias import BiasCorrected
+from strategies.continual.avalanche.networks.bias import BiasCorrected
 from strategies.continual.bounds import above, at_least, within
 
 

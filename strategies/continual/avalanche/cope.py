@@ -24,7 +24,7 @@ from torch import nn
 
 from fedlearn.types import LocalTraining
 from strategies.continual.avalanche.adapter import AvalancheContinual, Criterion
-from strategies.continual.avalanche.output_layer import split_off
+from strategies.continual.avalanche.networks.output_layer import split_off
 from strategies.continual.bounds import above, at_least, within
 
 
@@ -90,7 +90,7 @@ def _template(
 def _equipment(
     model: nn.Module, training: LocalTraining, *, embedding_size: int, temperature: float
 ) -> nn.Module:
-    from strategies.continual.avalanche.cope_network import CopeNetwork
+    from strategies.continual.avalanche.networks.cope import CopeNetwork
 
     backbone, head = split_off(model, training.num_classes, "cope")
     embedding = nn.Linear(head.in_features, embedding_size)

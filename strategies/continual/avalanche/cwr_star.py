@@ -1,7 +1,7 @@
 """CWR*: class weights consolidated into a bank, over a backbone that the first experience trains.
 
 V. Lomonaco, D. Maltoni, L. Pellegrini, "Rehearsal-Free Continual Learning over Small Non-I.I.D.
-Batches", CVPR Workshops 2020, algorithm 1; see `strategies.continual.avalanche.cwr_network`.
+Batches", CVPR Workshops 2020, algorithm 1; see `strategies.continual.avalanche.networks.cwr`.
 
 What upstream does (``CWRStarPlugin``), and this does instead:
 
@@ -33,7 +33,7 @@ from torch import nn
 
 from fedlearn.types import LocalTraining
 from strategies.continual.avalanche.adapter import AvalancheContinual, Criterion
-from strategies.continual.avalanche.output_layer import split_off
+from strategies.continual.avalanche.networks.output_layer import split_off
 
 
 def cwr_star(*, training: LocalTraining, freeze_backbone: bool = True) -> AvalancheContinual:
@@ -55,7 +55,7 @@ def _template(criterion: Criterion) -> Any:
 
 
 def _equipment(model: nn.Module, training: LocalTraining, *, freeze_backbone: bool) -> nn.Module:
-    from strategies.continual.avalanche.cwr_network import CwrNetwork
+    from strategies.continual.avalanche.networks.cwr import CwrNetwork
 
     backbone, head = split_off(model, training.num_classes, "cwr_star")
     return CwrNetwork(backbone, head, freeze_backbone)

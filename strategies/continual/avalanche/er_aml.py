@@ -13,7 +13,7 @@ from torch import nn
 
 from fedlearn.types import LocalTraining
 from strategies.continual.avalanche.adapter import AvalancheContinual, Criterion
-from strategies.continual.avalanche.features import head_of
+from strategies.continual.avalanche.networks.features import head_of
 from strategies.continual.bounds import above, at_least
 
 

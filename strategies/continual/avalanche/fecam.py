@@ -25,8 +25,8 @@ from torch import nn
 
 from fedlearn.types import LocalTraining
 from strategies.continual.avalanche.adapter import AvalancheContinual
-from strategies.continual.avalanche.covariances import ClassCovariances
 from strategies.continual.avalanche.ncm import check_memory, replaying
+from strategies.continual.avalanche.networks.covariances import ClassCovariances
 from strategies.continual.avalanche.slda import settling
 from strategies.continual.bounds import above, at_least, one_of, within
 

@@ -6,13 +6,14 @@ next one, batches of the present are followed by generated samples, labelled by 
 last experience, and the loss is the mean over both. A client has a generator of its own, trained on
 its own data only, at once: at the client's first turn of its next experience.
 
-Differences from Avalanche: the generator is a `strategies.continual.avalanche.vae.VAE` of the
-inputs' shape, where Avalanche's has its noise at half the variance's square root, puts MNIST's mean
-and deviation on whatever it generates, and needs at least two samples a batch. It is trained anew
-at the end of each experience, for so many steps (a client with few samples needs no fewer), where
-Avalanche's goes on from its old weights. Samples are made once an epoch for all of its steps, and
-each step has as many, the last and maybe smaller batch too. In a task-incremental scenario, where
-Avalanche fails, a generated sample is labelled by the head of a past task drawn at random.
+Differences from Avalanche: the generator is a `strategies.continual.avalanche.networks.vae.VAE` of
+the inputs' shape, where Avalanche's has its noise at half the variance's square root, puts MNIST's
+mean and deviation on whatever it generates, and needs at least two samples a batch. It is
+trained anew at the end of each experience, for so many steps (a client with few samples needs no
+fewer), where Avalanche's goes on from its old weights. Samples are made once an epoch for all of
+its steps, and each step has as many, the last and maybe smaller batch too. In a task-incremental
+scenario, where Avalanche fails, a generated sample is labelled by the head of a past task drawn at
+random.
 """
 
 from functools import partial
@@ -95,7 +96,7 @@ def _plugins(
     increasing: bool,
 ) -> list[Any]:
     from strategies.continual.avalanche.corrections.generative_replay import GenerativeReplay
-    from strategies.continual.avalanche.vae import VAE
+    from strategies.continual.avalanche.networks.vae import VAE
 
     generator = VAE(input_shape, hidden_size, latent_size)
     return [GenerativeReplay(generator, steps, lr, batch_size, replay_size, increasing)]

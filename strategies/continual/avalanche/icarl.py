@@ -23,7 +23,7 @@ from torch import nn
 
 from fedlearn.types import LocalTraining
 from strategies.continual.avalanche.adapter import Anchor, AvalancheContinual, Criterion
-from strategies.continual.avalanche.prototypes import Prototypes
+from strategies.continual.avalanche.networks.prototypes import Prototypes
 from strategies.continual.bounds import at_least
 
 

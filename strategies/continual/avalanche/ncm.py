@@ -5,7 +5,7 @@ Cost", PAMI 2013, section 3; as a continual classifier Avalanche's ``NCMClassifi
 ``MemoryNCMUpdate``. Training is that of experience replay, through the model's own head, with a
 memory that the classes share equally. Prediction is by the nearest mean of features, taken at the
 end of each turn over the experience's samples and memory. See
-`strategies.continual.avalanche.prototypes` for how the means federate.
+`strategies.continual.avalanche.networks.prototypes` for how the means federate.
 
 Deviations from Avalanche: means of all classes are computed anew instead of being averaged with old
 ones; a class that comes back has the mean of all its samples, see
@@ -20,7 +20,7 @@ from torch import nn
 
 from fedlearn.types import LocalTraining
 from strategies.continual.avalanche.adapter import AvalancheContinual, Criterion
-from strategies.continual.avalanche.prototypes import Prototypes
+from strategies.continual.avalanche.networks.prototypes import Prototypes
 from strategies.continual.bounds import at_least
 
 

@@ -1,7 +1,7 @@
 """PackNet: every task owns a part of the network's weights, which no later task can move.
 
 A. Mallya, S. Lazebnik, "PackNet: Adding Multiple Tasks to a Single Network by Iterative Pruning",
-CVPR 2018; see `strategies.continual.avalanche.packed_network`. Train, prune by magnitude, retrain
+CVPR 2018; see `strategies.continual.avalanche.networks.packed`. Train, prune by magnitude, retrain
 what is left, fix it.
 
 In rounds:
@@ -31,7 +31,7 @@ from torch import nn
 
 from fedlearn.types import LocalTraining
 from strategies.continual.avalanche.adapter import AvalancheContinual, Criterion
-from strategies.continual.avalanche.output_layer import output_layer
+from strategies.continual.avalanche.networks.output_layer import output_layer
 from strategies.continual.bounds import within
 
 
@@ -78,8 +78,8 @@ def _equipment(
     prune_proportion: float | None,
     retrain_share: float,
 ) -> nn.Module:
-    from strategies.continual.avalanche.packed_network import PackedNetwork
-    from strategies.continual.avalanche.task_classes import disjoint_heads
+    from strategies.continual.avalanche.networks.packed import PackedNetwork
+    from strategies.continual.avalanche.networks.task_classes import disjoint_heads
 
     heads = disjoint_heads(training, "packnet")
     last = output_layer(model, training.num_classes, "packnet")

@@ -1,7 +1,7 @@
 """Progressive neural networks: a new column for each task, which reads the fixed ones before it.
 
 A. Rusu et al., "Progressive Neural Networks", 2016; see
-`strategies.continual.avalanche.progressive_network`.
+`strategies.continual.avalanche.networks.progressive`.
 
 Each column has the layer sizes, activations and dropout of the user's model, which must be a
 multi-layer perceptron without normalisation, and an output for each of its task's classes. The
@@ -31,7 +31,7 @@ from strategies.continual.avalanche.adapter import AvalancheContinual, Criterion
 from strategies.continual.bounds import one_of
 
 if TYPE_CHECKING:
-    from strategies.continual.avalanche.progressive_network import Adapter
+    from strategies.continual.avalanche.networks.progressive import Adapter
 
 
 def pnn(
@@ -60,8 +60,8 @@ def _template(criterion: Criterion) -> Any:
 
 
 def _equipment(model: nn.Module, training: LocalTraining, *, adapter: "Adapter") -> nn.Module:
-    from strategies.continual.avalanche.progressive_network import ProgressiveNetwork, layers_of
-    from strategies.continual.avalanche.task_classes import disjoint_heads
+    from strategies.continual.avalanche.networks.progressive import ProgressiveNetwork, layers_of
+    from strategies.continual.avalanche.networks.task_classes import disjoint_heads
 
     heads = disjoint_heads(training, "pnn")
     layers = layers_of(model, training.num_classes)

@@ -8,7 +8,7 @@ from, and pushes those of other classes away. Prediction is by the nearest class
 
 The second view of images is shifted, rotated and mirrored as asked for; the paper also crops,
 changes colours and drops them. Inputs that are not images have values swapped with other samples of
-the batch (`strategies.continual.avalanche.views.corrupted`).
+the batch (`strategies.continual.avalanche.networks.views.corrupted`).
 
 Further deviations: the means are taken over the experience's samples and memory at the end of each
 turn, the paper's over memory; like Avalanche, no pass over memory ends an experience (the "review
@@ -24,7 +24,7 @@ from torch import nn
 from fedlearn.augmentation import Augmentation
 from fedlearn.types import LocalTraining
 from strategies.continual.avalanche.adapter import AvalancheContinual, Criterion
-from strategies.continual.avalanche.views import Contrastive, View
+from strategies.continual.avalanche.networks.views import Contrastive, View
 from strategies.continual.bounds import above, at_least, within
 
 

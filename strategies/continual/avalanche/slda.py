@@ -26,7 +26,7 @@ from torch import nn
 
 from fedlearn.types import LocalTraining
 from strategies.continual.avalanche.adapter import AvalancheContinual, Criterion
-from strategies.continual.avalanche.covariances import SharedCovariance
+from strategies.continual.avalanche.networks.covariances import SharedCovariance
 from strategies.continual.bounds import above, one_of, within
 
 

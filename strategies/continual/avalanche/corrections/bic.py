@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from strategies.continual.avalanche.bias import BiasCorrected, fit_correction
 from strategies.continual.avalanche.corrections.second_pass import second_pass
+from strategies.continual.avalanche.networks.bias import BiasCorrected, fit_correction
 from strategies.continual.avalanche.template import TensorTemplate
 from strategies.continual.batches import ReplayBatches
 from strategies.continual.reservoir import Reservoir, keys_of, labels_of

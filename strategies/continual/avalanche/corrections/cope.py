@@ -5,7 +5,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from strategies.continual.avalanche.cope_network import CopeNetwork
+from strategies.continual.avalanche.networks.cope import CopeNetwork
 from strategies.continual.avalanche.template import TensorTemplate
 from strategies.continual.batches import MemoryBatches
 from strategies.continual.reservoir import Reservoir, keys_of, labels_of

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from strategies.continual.avalanche.corrections.er_ace import AsymmetricReplay
-from strategies.continual.avalanche.features import head_of, inputs_of
+from strategies.continual.avalanche.networks.features import head_of, inputs_of
 from strategies.continual.batches import Change
 from strategies.continual.reservoir import labels_of
 

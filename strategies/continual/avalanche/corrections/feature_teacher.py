@@ -7,7 +7,7 @@ import torch
 from avalanche.models import avalanche_forward
 from torch import Tensor, nn
 
-from strategies.continual.avalanche.features import head_of, inputs_of
+from strategies.continual.avalanche.networks.features import head_of, inputs_of
 
 
 class FeatureTeacher:

@@ -13,7 +13,7 @@ from avalanche.models import avalanche_forward
 from avalanche.training.plugins import GenerativeReplayPlugin
 from torch import Tensor, nn
 
-from strategies.continual.avalanche.vae import VAE
+from strategies.continual.avalanche.networks.vae import VAE
 from strategies.continual.batches import MemoryBatches, ReplayBatches
 
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from fedlearn.heads import HIDDEN
 from strategies.continual.avalanche.corrections.prototypes import PrototypeTemplate, prototypes_of
 from strategies.continual.avalanche.corrections.second_pass import second_pass
-from strategies.continual.avalanche.prototypes import BATCH
+from strategies.continual.avalanche.networks.prototypes import BATCH
 
 
 class ICaRL(PrototypeTemplate):

@@ -17,7 +17,7 @@ from strategies.continual.avalanche.corrections.second_pass import second_pass
 from strategies.continual.avalanche.corrections.selection import Selection
 from strategies.continual.avalanche.exemplars import multiplicities
 from strategies.continual.avalanche.heads import TaskHeads
-from strategies.continual.avalanche.prototypes import Prototypes, Statistics
+from strategies.continual.avalanche.networks.prototypes import Prototypes, Statistics
 from strategies.continual.avalanche.template import TurnByTurn
 from strategies.continual.batches import ReplayBatches
 from strategies.continual.reservoir import Reservoir

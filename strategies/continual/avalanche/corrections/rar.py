@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from strategies.continual.avalanche.corrections.second_pass import second_pass
 from strategies.continual.avalanche.corrections.virtual_step import virtual_step
-from strategies.continual.avalanche.features import head_of, inputs_of
+from strategies.continual.avalanche.networks.features import head_of, inputs_of
 from strategies.continual.batches import MemoryBatches
 from strategies.continual.reservoir import Reservoir, keys_of
 

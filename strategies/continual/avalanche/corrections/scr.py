@@ -7,7 +7,7 @@ from avalanche.training.losses import SCRLoss
 from torch import Tensor
 
 from strategies.continual.avalanche.corrections.prototypes import ReplayTemplate, prototypes_of
-from strategies.continual.avalanche.views import Contrastive, View
+from strategies.continual.avalanche.networks.views import Contrastive, View
 
 
 class SCR(ReplayTemplate):

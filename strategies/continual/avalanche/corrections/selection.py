@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from strategies.continual.avalanche.corrections.second_pass import second_pass
 from strategies.continual.avalanche.exemplars import herding
-from strategies.continual.avalanche.features import head_of, inputs_of
+from strategies.continual.avalanche.networks.features import head_of, inputs_of
 from strategies.continual.reservoir import Reservoir, balanced, keys_of, labels_of
 
 Order = Callable[[Tensor, int], Tensor]

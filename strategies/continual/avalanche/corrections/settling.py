@@ -16,8 +16,8 @@ from torch import Tensor
 
 from strategies.continual.avalanche.corrections.prototypes import PrototypeTemplate, prototypes_of
 from strategies.continual.avalanche.corrections.second_pass import second_pass
-from strategies.continual.avalanche.covariances import Covariances
-from strategies.continual.avalanche.prototypes import BATCH, Prototypes, Statistics, total
+from strategies.continual.avalanche.networks.covariances import Covariances
+from strategies.continual.avalanche.networks.prototypes import BATCH, Prototypes, Statistics, total
 
 
 class SettlingTemplate(PrototypeTemplate):

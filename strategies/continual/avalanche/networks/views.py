@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from fedlearn.augmentation import Augmentation
 from fedlearn.types import LocalTraining
-from strategies.continual.avalanche.prototypes import Prototypes
+from strategies.continual.avalanche.networks.prototypes import Prototypes
 
 
 class Contrastive(Prototypes):

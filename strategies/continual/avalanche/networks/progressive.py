@@ -20,7 +20,7 @@ from avalanche.models.pnn import PNNColumn
 from torch import Tensor, nn
 
 from fedlearn.types import Experience
-from strategies.continual.avalanche.frozen_copy import frozen_copy
+from strategies.continual.avalanche.networks.frozen_copy import frozen_copy
 
 Adapter = Literal["mlp", "linear"]
 ACTIVATIONS = (nn.ReLU, nn.LeakyReLU, nn.GELU, nn.Tanh, nn.Sigmoid, nn.ELU, nn.SiLU)

@@ -21,7 +21,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from fedlearn.types import LocalTraining
-from strategies.continual.avalanche.output_layer import output_layer
+from strategies.continual.avalanche.networks.output_layer import output_layer
 
 Statistics = dict[str, Tensor]
 """Sums over samples, by the name of the buffer that they belong to, float64."""

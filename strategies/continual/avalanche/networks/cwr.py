@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedlearn.types import Experience
-from strategies.continual.avalanche.frozen_copy import frozen_copy
+from strategies.continual.avalanche.networks.frozen_copy import frozen_copy
 
 FAINT = 2.0**-20
 """Weight of what a client merely passes on: next to nothing beside what another one counted."""

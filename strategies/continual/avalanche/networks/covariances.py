@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedlearn.types import LocalTraining
-from strategies.continual.avalanche.prototypes import Prototypes, Statistics, softened
+from strategies.continual.avalanche.networks.prototypes import Prototypes, Statistics, softened
 
 
 class Covariances(Prototypes):
