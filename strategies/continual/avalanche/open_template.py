@@ -29,21 +29,6 @@ Loader = Literal["tensors", "avalanche"]
 class OpenTurnByTurn(TurnByTurn):
     """Mix-in for plugins that expect Avalanche's hooks around a ``train()`` of one experience."""
 
-    turn: Turn
-
-    def for_turn(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        plugins: Sequence[SupervisedPlugin],
-        turn: Turn,
-        stream: Stream,
-    ) -> Any:
-        """Return a strategy that remembers nothing; see `TurnByTurn.for_turn`."""
-        strategy = super().for_turn(model, optimizer, plugins, turn, stream)
-        strategy.turn = turn
-        return strategy
-
     def _before_training(self, **_: Any) -> None:
         """Wait for the experience to be set up: ``before_training`` is once an experience too."""
 

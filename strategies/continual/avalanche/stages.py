@@ -9,15 +9,12 @@ disagree, be late, or lose it: masks and frozen weights are the same for all cli
 So all clients must be in the same experience at the same time, as `fedlearn.schedule` has it.
 """
 
-from collections.abc import Sequence
-from typing import Any, Protocol, Self, cast
+from typing import Any, Protocol, cast
 
-import torch
 from torch import nn
 
-from fedlearn.types import Experience, Turn
+from fedlearn.types import Experience
 from strategies.continual.avalanche.adapter import Criterion
-from strategies.continual.avalanche.dataset import Stream
 from strategies.continual.avalanche.template import TensorTemplate
 
 
@@ -39,23 +36,8 @@ class StagedNetwork(Protocol):
 class StagedTraining(TensorTemplate):
     """Plain training of a `StagedNetwork`."""
 
-    _progress: float | None
-
-    def for_turn(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        plugins: Sequence[Any],
-        turn: Turn,
-        stream: Stream,
-    ) -> Self:
-        """Return a strategy that knows how far the experience is."""
-        strategy = super().for_turn(model, optimizer, plugins, turn, stream)
-        strategy._progress = turn.progress
-        return strategy
-
     def _train_exp(self, *args: Any, **kwargs: Any) -> None:
-        network_of(self.model).enter(self.experience.origin, self._progress)
+        network_of(self.model).enter(self.experience.origin, self.turn.progress)
         super()._train_exp(*args, **kwargs)
 
 

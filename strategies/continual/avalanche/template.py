@@ -46,6 +46,7 @@ class TurnByTurn:
     signatures of all their base classes: 1.5 ms, more than a small client trains for.
 
     Attributes:
+        turn: Where the client stands.
         stream: The client's experience of a given index.
         steps: Optimiser steps so far.
         metrics: What plugins report of the turn, as floats.
@@ -65,6 +66,7 @@ class TurnByTurn:
     train_mb_size: int
     train_epochs: int
     is_training: bool
+    turn: Turn
     stream: Stream
     steps: int
     metrics: dict[str, float]
@@ -105,7 +107,7 @@ class TurnByTurn:
         strategy.device = next(model.parameters()).device
         strategy.train_mb_size, strategy.train_epochs = turn.batch_size, turn.epochs
         strategy.is_training = True
-        strategy.stream, strategy._seed = stream, turn.seed
+        strategy.turn, strategy.stream, strategy._seed = turn, stream, turn.seed
         strategy.steps, strategy._next_epoch = 0, turn.first_epoch
         strategy.metrics, strategy._steps_left = {}, turn.steps
         strategy._norms = [each for each in model.modules() if isinstance(each, _BatchNorm)]

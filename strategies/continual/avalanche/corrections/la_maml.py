@@ -1,7 +1,6 @@
 """La-MAML, corrected."""
 
-from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 import torch
 from avalanche.models.utils import is_multi_task_module
@@ -9,9 +8,7 @@ from avalanche.training.templates import SupervisedMetaLearningTemplate
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fedlearn.types import Turn
 from strategies.continual.avalanche.corrections.online_memory import OnlineMemory
-from strategies.continual.avalanche.dataset import Stream
 
 Weights = dict[str, Tensor]
 
@@ -41,20 +38,6 @@ class LaMAML(OnlineMemory, SupervisedMetaLearningTemplate):  # type: ignore[misc
     second_order: bool
     max_norm: float
     rates: Weights
-    _lr_factor: float
-
-    def for_turn(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        plugins: Sequence[Any],
-        turn: Turn,
-        stream: Stream,
-    ) -> Self:
-        """Return a strategy that remembers nothing, on `model`, seeded by `turn`."""
-        strategy = super().for_turn(model, optimizer, plugins, turn, stream)
-        strategy._lr_factor = turn.lr_factor
-        return strategy
 
     def forget(self) -> None:
         """Empty memory, and start all learning rates anew."""
@@ -95,7 +78,7 @@ class LaMAML(OnlineMemory, SupervisedMetaLearningTemplate):  # type: ignore[misc
         return {
             name: weight
             if gradient is None
-            else weight - self._lr_factor * rate * gradient.clamp(-self.max_norm, self.max_norm)
+            else weight - self.turn.lr_factor * rate * gradient.clamp(-self.max_norm, self.max_norm)
             for (name, weight), rate, gradient in zip(
                 weights.items(), self._learning, gradients, strict=True
             )
@@ -120,7 +103,7 @@ class LaMAML(OnlineMemory, SupervisedMetaLearningTemplate):  # type: ignore[misc
                     rate.sub_(self.rate_of_rates * rate.grad)
                 rate.grad = None
                 if parameter.grad is not None:
-                    parameter.sub_(self._lr_factor * rate.relu() * parameter.grad)
+                    parameter.sub_(self.turn.lr_factor * rate.relu() * parameter.grad)
         for rate in self._learning:
             rate.requires_grad_(False)
         self._after_update()
