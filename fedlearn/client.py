@@ -140,13 +140,11 @@ class Client:
         ]
         total = sum(score.total for score in scores)
         correct = sum(score.correct for score in scores)
-        # A metric cannot be missing: -1 stands for an experience without a sample to test on.
-        accuracy = [-1.0 if math.isnan(score.accuracy) else score.accuracy for score in scores]
         metrics = MetricRecord(
             {
                 records.NUM_EXAMPLES: total,
                 records.CORRECT: correct,
-                records.ACCURACY: accuracy,
+                records.ACCURACY: [score.accuracy for score in scores],
             }
         )
         return Message(RecordDict({records.METRICS: metrics}), reply_to=message)

@@ -1,4 +1,12 @@
-"""Evaluation: a model's accuracy and loss on experiences, each in its own domain and head."""
+"""Evaluation: a model's accuracy and loss on experiences, each in its own domain and head.
+
+The accuracy of a regression is R^2, the share of the targets' variance that is explained: each
+sample counts for ``1 - mean_k (prediction_k - target_k)^2``, whose mean it is, because targets have
+variance 1 over the training samples. So it adds up exactly over samples, experiences and clients,
+as the share of correct answers does. It is at most 1, 0 for a model that always answers with the
+mean, and negative for a worse one. (scikit-learn's ``r2_score`` divides by the variance of the
+tested samples instead, which differs from one experience and one client to the next.)
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,18 +27,18 @@ class Score:
     """How a model did on one experience.
 
     Attributes:
-        correct: Samples classified correctly.
-        loss: Sum of their cross-entropies.
+        correct: Samples classified correctly; of a regression, the sum of what each counts for.
+        loss: Sum of their cross-entropies; of a regression, of their squared errors.
         total: Samples seen.
     """
 
-    correct: int
+    correct: float
     loss: float
     total: int
 
     @property
     def accuracy(self) -> float:
-        """Share classified correctly, in [0, 1]; NaN where there was no sample."""
+        """Share classified correctly, in [0, 1], or R^2, at most 1; NaN without samples."""
         return self.correct / self.total if self.total else float("nan")
 
 
@@ -51,9 +59,13 @@ class Evaluator:
         """Return the model's score on every sample of `experience`."""
         was_training = model.training
         model.eval()
-        correct, loss = 0, 0.0
+        correct, loss = 0.0, 0.0
         for rows in torch.split(experience.rows, BATCH):
             x, y = experience.gather(rows)
+            if experience.samples.regression:
+                errors = float((model(x) - y).double().square().mean(1).sum())
+                correct, loss = correct + len(y) - errors, loss + errors
+                continue
             logits = self._visible(model(x), experience.task_label)
             correct += int((logits.argmax(1) == y).sum())
             loss += float(F.cross_entropy(logits, y, reduction="sum"))

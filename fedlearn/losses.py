@@ -103,12 +103,7 @@ def make_loss(training: LocalTraining, labels: Tensor | None) -> Loss:
         training: Which loss, and its options.
         labels: (n,) labels of the client's present experience, for the class balance; None where
             there are none yet: all classes then weigh the same.
-
-    Raises:
-        ValueError: The labels are floating targets, and the loss is for classes.
     """
-    if labels is not None and labels.is_floating_point() and training.loss != "mse":
-        raise ValueError(f"local.loss={training.loss}: is for classes; real targets need mse")
     weights = None
     if training.class_balance is not None and labels is not None:
         weights = class_weights(labels, training.num_classes, training.class_balance)

@@ -147,7 +147,8 @@ def client_summary(accuracy_per_client: ArrayLike, weights: ArrayLike) -> dict[s
     Returns:
         ``mean``; ``weighted`` by `weights`; ``std``, over the clients as a population; ``worst10``,
         the mean over the worst tenth of the clients, at least one (Li et al., q-FFL, ICLR 2020);
-        ``jain``, Jain's index (Σ x)² / (K Σ x²) in [1/K, 1], and 1 where every client is at 0.
+        ``jain``, Jain's index (Σ x)² / (K Σ x²) in [1/K, 1], and 1 where every client is at 0; not
+        there if a client is below 0, as the R² of a regression may be.
 
     Raises:
         ValueError: No client was measured, or the weights are negative or add up to 0.
@@ -165,13 +166,15 @@ def client_summary(accuracy_per_client: ArrayLike, weights: ArrayLike) -> dict[s
     worst = -(-len(accuracy) // 10)
     # Relative to the largest, so that tiny accuracies do not vanish when squared.
     scaled = accuracy / accuracy[-1] if accuracy[-1] > 0 else np.ones_like(accuracy)
-    return {
+    summary = {
         "mean": float(accuracy.mean()),
         "weighted": float(np.average(accuracy, weights=weight)),
         "std": float(accuracy.std()),
         "worst10": float(accuracy[:worst].mean()),
-        "jain": float(scaled.sum() ** 2 / (len(scaled) * (scaled**2).sum())),
     }
+    if accuracy[0] >= 0:
+        summary["jain"] = float(scaled.sum() ** 2 / (len(scaled) * (scaled**2).sum()))
+    return summary
 
 
 def temporal_knowledge_retention(now: ArrayLike, then: ArrayLike) -> float:

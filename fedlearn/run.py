@@ -112,6 +112,7 @@ def start_event(experiment: "Experiment", server: Server, manifest_hash: str) ->
         "parameters": sum(tensor.numel() for tensor in server.parameters.values()),
         "seed": settings.seed,
         "manifest_hash": manifest_hash,
+        "score": scenario.score,
         "device": str(experiment.device),
         **{key: experiment.choices[key] for key in ("scenario", "continual", "aggregation")},
     }
@@ -130,6 +131,7 @@ def summary_of(
         "rounds": server.rounds,
         "clients": experiment.scenario.num_clients,
         "experiences": experiment.scenario.num_experiences,
+        "score": experiment.scenario.score,
         **server.scoreboard.summary(server.learned),
         **server.ledger.summary(seconds),
         "wandb": {"mode": "none", "id": None, "dir": None},  # a tracker knows better

@@ -71,7 +71,7 @@ class Scoreboard:
             matrix = self.client_accuracy.setdefault(
                 client_id, np.full(self.accuracy.shape, np.nan)
             )
-            matrix[experience] = np.where(accuracy < 0, np.nan, accuracy)
+            matrix[experience] = accuracy
             total = float(cast(float, told[records.NUM_EXAMPLES]))
             if total > 0:
                 pooled[client_id] = float(cast(float, told[records.CORRECT])) / total, total

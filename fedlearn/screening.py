@@ -118,25 +118,36 @@ def screen(
     return screened
 
 
-def check_evaluation(message: Message, num_experiences: int) -> None:
+def check_evaluation(message: Message, num_experiences: int, lowest: float = 0.0) -> None:
     """Check that a client's answer to an evaluation is what `Client.evaluate` sends.
+
+    Args:
+        message: The answer.
+        num_experiences: T; an accuracy is NaN where the client has no sample to test on.
+        lowest: The least accuracy there is: 0, or minus infinity for a regression.
 
     Raises:
         ValueError: It is not; the message says why.
     """
     metrics = metrics_of(message)
     total, correct = metrics.get(NUM_EXAMPLES), metrics.get(CORRECT)
-    if not (_is_number(total) and _is_number(correct) and 0 <= correct <= total):
+    if not (_is_number(total) and _is_number(correct) and lowest * total <= correct <= total):
         raise ValueError(f"{correct} correct of {total}")
     accuracy = metrics.get(ACCURACY)
     if not isinstance(accuracy, list) or len(accuracy) != num_experiences:
         raise ValueError(f"{ACCURACY} must be a list of {num_experiences} numbers")
-    if not all(_is_number(value) and (value == -1 or 0 <= value <= 1) for value in accuracy):
+    if not all(
+        _is_number(value) and lowest <= value <= 1 for value in accuracy if not _is_nan(value)
+    ):
         raise ValueError(f"{ACCURACY} holds {accuracy}")
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
 
 
 def _check_examples(value: Any, limit: int) -> None:

@@ -1,6 +1,7 @@
 """Rounds and experiences: the Flower ServerApp, over any `flwr.serverapp.strategy.Strategy`."""
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -338,6 +339,7 @@ class Server:
             server_round,
         )
         self.ledger.down_bytes += sum(records.wire_bytes(each.content) for each in messages)
+        lowest = -math.inf if self._scenario.train.regression else 0.0
         replies: dict[int, Message] = {}
         for reply in grid.send_and_receive(messages):
             client_id = client_of.get(reply.metadata.src_node_id)
@@ -346,7 +348,7 @@ class Server:
             try:
                 if reply.has_error():
                     raise ValueError(reply.error.reason)
-                check_evaluation(reply, self._scenario.num_experiences)
+                check_evaluation(reply, self._scenario.num_experiences, lowest)
             except ValueError as error:
                 self._warn(f"client {client_id}'s evaluation is left out: {error}")
             else:

@@ -40,7 +40,8 @@ class Samples:
 
     Attributes:
         x: (n, *input_shape) float32.
-        y: (n,) int64, each in [0, num_classes).
+        y: Labels (n,) int64, each in [0, num_classes); or the targets of a regression,
+            (n, num_outputs) float32, of mean 0 and variance 1 over the training samples.
     """
 
     x: Tensor
@@ -52,6 +53,11 @@ class Samples:
 
     def __len__(self) -> int:
         return len(self.y)
+
+    @property
+    def regression(self) -> bool:
+        """Whether `y` holds real targets, not labels."""
+        return self.y.is_floating_point()
 
     def to(self, device: torch.device | str) -> "Samples":
         """Return the same samples on `device` (this object where it is there already)."""
@@ -83,7 +89,7 @@ class Experience:
         return len(self.rows)
 
     def gather(self, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return inputs (n, *input_shape) and labels (n,) of `rows`, in this experience's domain.
+        """Return inputs (n, *input_shape) and labels or targets of `rows`, in their domain.
 
         Args:
             rows: Rows of the store; those of the experience by default.
@@ -145,7 +151,7 @@ class Scenario:
         test_rows: One tensor of `test` rows an experience, T of them.
         classes: The classes of each experience, T tuples.
         transforms: The domain of each experience, T of them.
-        num_classes: C, the size of the (single, full-size) head.
+        num_classes: C, the size of the (single, full-size) head: of a regression, its outputs.
         recipe: What the protocol was built from, as plain JSON values: dataset and its digest,
             stream, partition, seed, class order.
     """
@@ -176,6 +182,11 @@ class Scenario:
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one input, without the batch."""
         return tuple(self.train.x.shape[1:])
+
+    @property
+    def score(self) -> str:
+        """What accuracies are called: ``"accuracy"``, or ``"R²"`` of a regression."""
+        return "R²" if self.train.regression else "accuracy"
 
     def _experience(self, index: int, samples: Samples, rows: Tensor) -> Experience:
         task_label = index if self.kind == "task" else 0
@@ -220,6 +231,7 @@ class Scenario:
             "num_clients": self.num_clients,
             "num_experiences": self.num_experiences,
             "num_classes": self.num_classes,
+            **({"regression": True} if self.train.regression else {}),
             "input_shape": list(self.input_shape),
             "classes": [list(classes) for classes in self.classes],
             "sizes": self.shares.sizes().tolist(),
@@ -322,6 +334,7 @@ class LocalTraining:
         max_loss: A loss above it, or one that is not a number, ends the turn with `DivergedError`.
         gradient_metrics: Whether to report ``grad-norm`` and ``grad-norm-max``, the mean and the
             largest L2 norm of the gradient over the turn's steps, before clipping.
+        regression: Whether samples have real targets and no classes.
     """
 
     optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -339,6 +352,7 @@ class LocalTraining:
     precision: Precision = "float32"
     max_loss: float = math.inf
     gradient_metrics: bool = False
+    regression: bool = False
 
 
 @dataclass

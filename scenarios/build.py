@@ -46,11 +46,14 @@ def build_scenario(
     """
     if not 0 <= held_out <= 0.5:
         raise ValueError(f"scenario.held_out={held_out}: must be between 0 and 0.5")
-    layout = stream.lay_out(dataset.num_classes, dataset.input_shape, seed)
-    owned = partition.split(dataset.train.y, num_clients, dataset.num_classes, seed)
-    holds = head_table(layout.classes, dataset.num_classes)
-    shares, set_aside = _share_out(owned, dataset.train.y, holds, held_out, seed)
-    labels = layout.labels or tuple(range(dataset.num_classes))
+    if dataset.regression:
+        _check_needs_no_labels(dataset, stream, partition)
+    trained, tested, num_groups = _groups(dataset)
+    layout = stream.lay_out(num_groups, dataset.input_shape, seed)
+    owned = partition.split(trained, num_clients, num_groups, seed)
+    holds = head_table(layout.classes, num_groups)
+    shares, set_aside = _share_out(owned, trained, holds, held_out, seed)
+    labels = layout.labels or tuple(range(num_groups))
     return Scenario(
         name=name,
         kind=layout.kind,
@@ -58,12 +61,12 @@ def build_scenario(
         test=_labelled(dataset.test, layout.labels),
         shares=shares,
         held_out=set_aside,
-        test_rows=tuple(member.nonzero().flatten() for member in holds[:, dataset.test.y]),
+        test_rows=tuple(member.nonzero().flatten() for member in holds[:, tested]),
         classes=tuple(
             tuple(dict.fromkeys(labels[label] for label in classes)) for classes in layout.classes
         ),
         transforms=layout.transforms,
-        num_classes=max(labels) + 1,
+        num_classes=dataset.num_classes if dataset.regression else max(labels) + 1,
         recipe={
             "dataset": {"name": dataset.name, "digest": dataset.digest},
             "stream": dict(layout.recipe),
@@ -72,6 +75,23 @@ def build_scenario(
             "seed": seed,
         },
     )
+
+
+def _groups(dataset: Dataset) -> tuple[Tensor, Tensor, int]:
+    """Return the class of each training and test sample, and how many there are: one if none."""
+    train, test = dataset.train, dataset.test
+    if not dataset.regression:
+        return train.y, test.y, dataset.num_classes
+    return torch.zeros(len(train)).long(), torch.zeros(len(test)).long(), 1
+
+
+def _check_needs_no_labels(dataset: Dataset, stream: Stream, partition: Partition) -> None:
+    for part, made in (("scenario", stream), ("partition", partition)):
+        if getattr(made, "needs_labels", False):
+            raise ValueError(
+                f"{part} {type(made).__name__} goes by labels, and dataset {dataset.name} is a "
+                "regression"
+            )
 
 
 def _labelled(samples: Samples, labels: tuple[int, ...] | None) -> Samples:

@@ -1,26 +1,32 @@
-"""A dataset: a training store, a test store and a digest that names their content."""
+"""A dataset: a training store, a test store and a digest that names their content.
+
+Of labelled samples, or of a regression: real targets, standardised.
+"""
 
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from fedlearn.types import Samples
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Labelled samples, checked once: every class is there, every label and input is usable.
+    """Samples, checked once: every class is there, every label, target and input is usable.
 
     Attributes:
         name: What the dataset is called, e.g. ``"mnist"``.
-        train: Training samples; inputs (n, *input_shape) float32, labels (n,) int64.
+        train: Training samples; inputs (n, *input_shape) float32, and labels (n,) int64 or targets
+            (n, num_outputs) float32; see `standardised` for the latter.
         test: Test samples, of the same shape.
-        num_classes: C; labels lie in [0, C).
+        num_classes: C; labels lie in [0, C). Of a regression, the number of outputs.
         digest: sha256 of the content, hexadecimal. Equal digests mean equal samples.
 
     Raises:
         ValueError: If a label is out of range, a class has no training or no test sample, an input
-            is NaN or infinite, or the inputs of the two stores differ in shape.
+            or a target is NaN or infinite, training targets are not standardised, or the two
+            stores differ in shape or in kind.
     """
 
     name: str
@@ -37,6 +43,15 @@ class Dataset:
             raise ValueError(
                 f"dataset {self.name}: training inputs are {shapes[0]} but test inputs {shapes[1]}"
             )
+        if self.train.regression != self.test.regression:
+            raise ValueError(f"dataset {self.name}: labels on one side, real targets on the other")
+        if self.train.regression:
+            _check_standardised(self.name, self.train.y)
+
+    @property
+    def regression(self) -> bool:
+        """Whether samples have real targets, not labels."""
+        return self.train.regression
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -44,22 +59,72 @@ class Dataset:
         return tuple(self.train.x.shape[1:])
 
 
+def standardised(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both with the mean of `train`'s columns taken away, divided by their deviation.
+
+    Columns that do not vary in `train` are not divided.
+
+    Args:
+        train: (n, d), n at least 1.
+        test: (m, d).
+
+    Returns:
+        Two float32 tensors of the same shapes.
+    """
+    exact = train.double()
+    mean, std = exact.mean(0), exact.std(0, correction=0)
+    std = torch.where(std > 0, std, 1.0)
+    return ((exact - mean) / std).float(), ((test.double() - mean) / std).float()
+
+
+def _check_standardised(name: str, targets: Tensor) -> None:
+    """Check that a score of 0 is that of the mean, and 1 that of all variance explained."""
+    std, mean = torch.std_mean(targets.double(), 0, correction=0)
+    if not (
+        torch.allclose(mean, mean.new_zeros(()), atol=1e-3)
+        and torch.allclose(std, std.new_ones(()), atol=1e-3)
+    ):
+        raise ValueError(
+            f"dataset {name}: training targets have means {_few(mean)} and standard deviations "
+            f"{_few(std)}, must be 0 and 1 (scenarios.dataset.standardised makes them so)"
+        )
+
+
+def _few(values: Tensor) -> str:
+    shown = ", ".join(f"{value:.3g}" for value in values[:3].tolist())
+    return shown + (", ..." if len(values) > 3 else "")
+
+
 def _check(what: str, samples: Samples, num_classes: int) -> None:
-    if (samples.x.dtype, samples.y.dtype) != (torch.float32, torch.int64):
+    if samples.x.dtype != torch.float32 or samples.y.dtype not in (torch.int64, torch.float32):
         raise ValueError(
             f"{what} samples are {samples.x.dtype} with {samples.y.dtype} labels: "
-            "must be torch.float32 with torch.int64"
+            "must be torch.float32 with torch.int64 (torch.float32 for a regression)"
         )
-    wrong = ((samples.y < 0) | (samples.y >= num_classes)).nonzero()
+    if samples.regression:
+        if samples.y.shape != (len(samples), num_classes):
+            shapes = tuple(samples.y.shape), (len(samples), num_classes)
+            raise ValueError(f"{what} targets are {shapes[0]}, must be {shapes[1]}")
+        _check_finite(f"{what} target", samples.y)
+    else:
+        _check_labels(what, samples.y, num_classes)
+    _check_finite(f"{what} input", samples.x)
+
+
+def _check_labels(what: str, labels: Tensor, num_classes: int) -> None:
+    wrong = ((labels < 0) | (labels >= num_classes)).nonzero()
     if len(wrong):
         row = int(wrong[0])
         raise ValueError(
-            f"{what} label {int(samples.y[row])} in row {row}: must be in 0..{num_classes - 1}"
+            f"{what} label {int(labels[row])} in row {row}: must be in 0..{num_classes - 1}"
         )
-    missing = (samples.y.bincount(minlength=num_classes) == 0).nonzero()
+    missing = (labels.bincount(minlength=num_classes) == 0).nonzero()
     if len(missing):
         raise ValueError(f"{what} samples of class {int(missing[0])} are missing")
-    # The extremes are NaN where any input is, so no mask the size of the store is needed.
-    if samples.x.numel() and not all(bound.isfinite() for bound in torch.aminmax(samples.x)):
-        row = int((~samples.x.flatten(1).isfinite()).any(dim=1).nonzero()[0])
-        raise ValueError(f"{what} input in row {row} is not finite")
+
+
+def _check_finite(what: str, values: Tensor) -> None:
+    # The extremes are NaN where any value is, so no mask the size of the store is needed.
+    if values.numel() and not all(bound.isfinite() for bound in torch.aminmax(values)):
+        row = int((~values.flatten(1).isfinite()).any(dim=1).nonzero()[0])
+        raise ValueError(f"{what} in row {row} is not finite")

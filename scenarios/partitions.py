@@ -54,6 +54,7 @@ class _Drawn(ABC):
     min_samples: int = field(default=1, kw_only=True)
 
     remedy: ClassVar[str] = "lower num_clients"
+    needs_labels: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.min_samples < 0:
@@ -117,6 +118,7 @@ class Dirichlet(_Drawn):
     alpha: float = 0.5
 
     remedy: ClassVar[str] = "raise partition.alpha, lower num_clients"
+    needs_labels: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -151,6 +153,7 @@ class Pathological(_Drawn):
     classes_per_client: int = 2
 
     remedy: ClassVar[str] = "raise partition.classes_per_client, lower num_clients"
+    needs_labels: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

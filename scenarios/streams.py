@@ -70,6 +70,7 @@ class ClassIncremental:
     class_order: tuple[int, ...] | None = None
 
     kind: ClassVar[Kind] = "class"
+    needs_labels: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         _check_num_experiences(self.num_experiences)

@@ -28,7 +28,8 @@ def test_a_row_says_what_the_choice_is(row: list[str]) -> None:
     node = compose([f"continual={name.strip('`')}"]).tree["continual"]
     described = describe(conf_dir() / "continual" / f"{name.strip('`')}.yaml")
     assert paper == NONE or f"({paper})" in described
-    assert kinds.split(", ") == node.get("kinds", ["class", "task", "domain"])
+    fits = node.get("kinds", ["class", "task", "domain"])
+    assert kinds.split(", ") == fits + ["regression"] * node.get("regression", False)
     assert (functional == NONE) == ("functional" not in node)
     for path in re.findall(r"`([\w/]+\.py)`", verified):
         assert (REPOSITORY / "tests" / path).is_file()

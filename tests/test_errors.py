@@ -75,6 +75,25 @@ CONFIGURATION = [
     ("local.loss=crossentropy", "local.loss=crossentropy: unknown; did you mean cross_entropy?"),
     ("local.label_smoothing=1", "local.label_smoothing=1.0: must be in [0, 1)"),
     ("local.label_smoothing=0.1 local.loss=mse", "is for local.loss=cross_entropy"),
+    # a regression has no classes
+    ("scenario=permuted_diabetes continual=lwf", "continual=lwf: is for classes, and dataset=diab"),
+    ("scenario=permuted_diabetes local.loss=bce", "local.loss=bce: is for classes"),
+    ("scenario=permuted_diabetes local.class_balance=0", "local.class_balance=0.0: is for classes"),
+    (
+        "scenario=permuted_diabetes local.label_smoothing=0.1",
+        "local.label_smoothing=0.1: is for cl",
+    ),
+    ("scenario=permuted_diabetes partition=dirichlet", "partition Dirichlet goes by labels"),
+    ("scenario=class_incremental dataset=diabetes", "ClassIncremental goes by labels"),
+    (
+        "scenario=permuted_diabetes continual.policy=class_balanced",
+        "continual.policy=class_balanced: goes by classes",
+    ),
+    (
+        "scenario=permuted_diabetes engine=functional continual.policy=class_balanced",
+        "continual.policy=class_balanced: goes by classes",
+    ),
+    ("continual.regression=maybe", "continual.regression=maybe: must be"),
     ("local.class_balance=1", "local.class_balance=1.0: must be in [0, 1)"),
     ("local.augment.crop=-1", "local.augment.crop=-1: must be at least 0"),
     ("local.augment.rotation=200", "local.augment.rotation=200.0: must be in [0, 180]"),

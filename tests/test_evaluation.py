@@ -1,8 +1,11 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from sklearn.metrics import r2_score
 from torch import nn
+from torch.nn import functional as F
 
 from fedlearn.evaluation import BATCH, Evaluator
 from fedlearn.heads import HIDDEN, companion_table, head_table, hide
@@ -30,6 +33,18 @@ def test_accuracy_and_loss_equal_hand_arithmetic():
     assert score.accuracy == pytest.approx(2 / 3)
     by_hand = math.log(math.e**2 + 3) - 2 + math.log(math.e + 3) - 0 + math.log(math.e**3 + 3) - 3
     assert score.loss == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_a_regression_is_scored_by_the_variance_it_explains():
+    x, y = torch.randn(40, 3), torch.randn(40, 3)
+    y = (y - y.mean(0)) / y.std(0, correction=0)
+    both = Experience(0, Samples(x, y), torch.arange(40), (0, 1, 2))
+    parts = [replace(both, rows=both.rows[:7]), replace(both, rows=both.rows[7:])]
+    evaluator = Evaluator(3, None)
+    whole, *scores = (evaluator.score(Echo(), each) for each in (both, *parts))
+    assert whole.accuracy == pytest.approx(r2_score(y, x), rel=1e-5)
+    assert whole.loss == pytest.approx(40 * float(F.mse_loss(x, y)), rel=1e-5)
+    assert whole.correct == pytest.approx(sum(score.correct for score in scores), rel=1e-12)
 
 
 def test_a_head_hides_the_classes_of_other_tasks():

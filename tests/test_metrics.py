@@ -163,6 +163,12 @@ def test_client_summary_by_hand():
     assert summary["jain"] == pytest.approx(2.0**2 / (4 * 1.5))
 
 
+def test_there_is_no_jain_index_below_zero():
+    summary = metrics.client_summary([-0.5, 1.0], [1, 1])
+    assert summary["mean"] == 0.25
+    assert "jain" not in summary
+
+
 def test_worst_tenth_of_twenty_one_clients_is_three_of_them():
     accuracy = np.arange(21) / 20
     assert metrics.client_summary(accuracy, np.ones(21))["worst10"] == pytest.approx(0.05)

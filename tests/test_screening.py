@@ -114,14 +114,25 @@ def test_metrics_that_cannot_be_averaged_are_left_out_for_all(odd):
 
 
 def _evaluation(**metrics):
-    honest = {"num-examples": 4, "correct": 3, "accuracy": [0.5, 1.0, -1.0]}
+    honest = {"num-examples": 4, "correct": 3, "accuracy": [0.5, 1.0, math.nan]}
     content = RecordDict({"metrics": MetricRecord({**honest, **metrics})})
     return Message(content, reply_to=Message(RecordDict(), 1, "evaluate"))
 
 
 def test_an_honest_evaluation_passes():
     check_evaluation(_evaluation(), 3)
-    check_evaluation(_evaluation(**{"num-examples": 0, "correct": 0, "accuracy": [-1.0] * 3}), 3)
+    nothing = {"num-examples": 0, "correct": 0, "accuracy": [math.nan] * 3}
+    check_evaluation(_evaluation(**nothing), 3)
+
+
+def test_the_score_of_a_regression_may_be_negative():
+    bad = _evaluation(correct=-9.5, accuracy=[-30.0, 0.5, math.nan])
+    check_evaluation(bad, 3, lowest=-math.inf)
+    with pytest.raises(ValueError, match=r"-9.5 correct of 4"):
+        check_evaluation(bad, 3)
+    for lie in ({"correct": 4.5}, {"accuracy": [0.5, 1.5, 0.0]}, {"accuracy": [-math.inf] * 3}):
+        with pytest.raises(ValueError, match=r"accuracy|correct of"):
+            check_evaluation(_evaluation(**lie), 3, lowest=-math.inf)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +140,8 @@ def test_an_honest_evaluation_passes():
     [
         {"accuracy": [0.5, 1.0]},
         {"accuracy": [0.5, 1.0, 1.5]},
-        {"accuracy": [0.5, 1.0, math.nan]},
+        {"accuracy": [0.5, 1.0, math.inf]},
+        {"accuracy": [0.5, 1.0, -1.0]},
         {"accuracy": 0.5},
         {"correct": 5},
         {"correct": math.nan},

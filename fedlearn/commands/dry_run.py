@@ -5,11 +5,11 @@ import time
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional as F
 
 from fedlearn import records
 from fedlearn.cohort import cohort_size, sample_clients
 from fedlearn.config.experiment import Experiment
+from fedlearn.losses import make_loss
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,12 @@ def time_step(experiment: Experiment) -> float:
     largest = int(scenario.shares.sizes().max())
     rows = torch.arange(min(experiment.settings.local.batch_size, largest))
     x, y = scenario.train.x[rows], scenario.train.y[rows]
+    loss = make_loss(experiment.training, None)
     seconds = 0.0
     for _ in range(2):
         started = time.perf_counter()
         optimizer.zero_grad()
-        torch.autograd.backward(F.cross_entropy(model(x), y))
+        torch.autograd.backward(loss(model(x), y))
         optimizer.step()
         if device.type == "cuda":
             torch.cuda.synchronize(device)

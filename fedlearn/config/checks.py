@@ -20,12 +20,12 @@ SUPPLIED = {
 }
 """Parameters of each group's objects that fedlearn fills in."""
 
-FUNCTIONAL, KINDS = "functional", "kinds"
+FUNCTIONAL, KINDS, REGRESSION = "functional", "kinds", "regression"
 
 EXTRA = {
     "scenario": ("held_out",),
     "aggregation": ("bound",),
-    "continual": (FUNCTIONAL, KINDS),
+    "continual": (FUNCTIONAL, KINDS, REGRESSION),
 }
 """Keys of each group's nodes that are for fedlearn, not for the node's object."""
 
@@ -63,6 +63,10 @@ def check(composed: Composed) -> Settings:
     if not isinstance(kinds, list) or not kinds or not set(kinds) <= set(get_args(Kind)):
         raise ConfigError(
             f"continual.{KINDS}={shown(kinds)}: must list some of {', '.join(get_args(Kind))}"
+        )
+    if expected := mismatch(continual.get(REGRESSION, False), bool):
+        raise ConfigError(
+            f"continual.{REGRESSION}={shown(continual[REGRESSION])}: must be {expected}"
         )
     return settings
 
@@ -117,7 +121,7 @@ def _checked_settings(tree: Mapping[str, Any]) -> Settings:
 
 def _check_local(local: schema.Local) -> None:
     """Check that the options of local training do not contradict each other."""
-    if local.label_smoothing and local.loss != "cross_entropy":
+    if local.label_smoothing and local.loss not in (None, "cross_entropy"):
         raise ConfigError(
             f"local.label_smoothing={local.label_smoothing}: is for local.loss=cross_entropy, "
             f"not for local.loss={local.loss}; remove one of them"
@@ -143,7 +147,7 @@ def _check_plain(kind: type, tree: Mapping[str, Any], parent: str) -> None:
             _check_plain(field.type, value, f"{path}.")
         if interval := field.metadata.get("interval"):
             check_range(path, value, interval)
-        if choices := field.metadata.get("choices"):
+        if (choices := field.metadata.get("choices")) and value is not None:
             check_choice(path, value, choices)
 
 

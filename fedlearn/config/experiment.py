@@ -14,7 +14,7 @@ from torch import nn
 
 from fedlearn.cohort import cohort_size
 from fedlearn.config.attribution import attributed, blaming
-from fedlearn.config.checks import FUNCTIONAL, KINDS, check, choose_twin, without_extras
+from fedlearn.config.checks import FUNCTIONAL, KINDS, REGRESSION, check, choose_twin, without_extras
 from fedlearn.config.composition import Composed
 from fedlearn.config.errors import ConfigError
 from fedlearn.config.local_training import local_training
@@ -150,6 +150,11 @@ def build(plan: Plan) -> Experiment:
     composed, settings = plan.composed, plan.settings
     scenario = _scenario(plan).to(plan.device)
     _check_kind(composed, scenario.kind)
+    if scenario.train.regression and not composed.tree["continual"].get(REGRESSION):
+        raise ConfigError(
+            f"continual={composed.choices['continual']}: is for classes, and "
+            f"dataset={composed.choices['dataset']} is a regression"
+        )
     training = local_training(settings, scenario, plan.optimizer)
     schedule = Schedule(scenario.num_experiences, settings.rounds_per_experience)
     with blaming("lr_schedule", composed):

@@ -9,7 +9,7 @@ import torch
 
 from fedlearn.augmentation import Augmentation
 from fedlearn.config.errors import ConfigError, shown
-from fedlearn.config.schema import Augment, Settings
+from fedlearn.config.schema import Augment, Local, Settings
 from fedlearn.types import LocalTraining, LossName, Precision, Scenario
 
 
@@ -22,6 +22,9 @@ def local_training(
         ConfigError: An option does not suit the scenario.
     """
     local = settings.local
+    if scenario.train.regression:
+        _check_regression(local, scenario)
+    default = "mse" if scenario.train.regression else "cross_entropy"
     return LocalTraining(
         optimizer=optimizer,
         num_classes=scenario.num_classes,
@@ -30,7 +33,7 @@ def local_training(
         mask_loss=_mask(settings, scenario),
         num_experiences=scenario.num_experiences,
         input_shape=scenario.input_shape,
-        loss=cast(LossName, local.loss),
+        loss=cast(LossName, local.loss or default),
         label_smoothing=local.label_smoothing,
         class_balance=local.class_balance,
         augment=_augmentation(local.augment, scenario),
@@ -38,7 +41,22 @@ def local_training(
         precision=cast(Precision, local.precision),
         max_loss=math.inf if local.max_loss is None else local.max_loss,
         gradient_metrics=local.gradient_metrics,
+        regression=scenario.train.regression,
     )
+
+
+def _check_regression(local: Local, scenario: Scenario) -> None:
+    """Check that no option is for classes, which a regression does not have."""
+    for key, value, unused in (
+        ("loss", local.loss, (None, "mse")),
+        ("label_smoothing", local.label_smoothing, (0,)),
+        ("class_balance", local.class_balance, (None,)),
+    ):
+        if value not in unused:
+            raise ConfigError(
+                f"local.{key}={shown(value)}: is for classes, and scenario={scenario.name} is a "
+                "regression; remove it"
+            )
 
 
 def _augmentation(asked: Augment, scenario: Scenario) -> Augmentation | None:

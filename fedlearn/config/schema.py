@@ -33,7 +33,7 @@ def within(interval: str) -> Any:
 
 
 def one_of(*choices: str) -> Any:
-    """Declare a string that must be one of `choices`."""
+    """Declare a string that must be one of `choices`, or null where its type has it."""
     return field(default=MISSING, metadata={"choices": choices})
 
 
@@ -53,7 +53,7 @@ class Local:
     epochs: int = within("[1, inf)")
     steps: int | None = within("[1, inf)")
     batch_size: int = within("[1, inf)")
-    loss: str = one_of("cross_entropy", "bce", "mse")
+    loss: str | None = one_of("cross_entropy", "bce", "mse")
     label_smoothing: float = within("[0, 1)")
     class_balance: float | None = within("[0, 1)")
     augment: Augment = field(default_factory=Augment)

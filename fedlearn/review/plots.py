@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from fedlearn import metrics
 from fedlearn.tracking.jsonl import read_events
 from fedlearn.tracking.tracker import Event
+from fedlearn.tracking.words import score_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,12 +64,12 @@ def write_plots(run_dir: Path) -> dict[str, Path]:
     events = read_events(run_dir)
     folder = run_dir / PLOTS
     paths: dict[str, Path] = {}
-    matrix = matrix_of(events)
+    matrix, score = matrix_of(events), _score(events)
     if matrix is not None:
         path = folder / "accuracy_matrix.png"
-        paths["accuracy_matrix"] = draw_accuracy_matrix(matrix, path)
+        paths["accuracy_matrix"] = draw_accuracy_matrix(matrix, path, score)
         if len(_learned(matrix)) > 1:
-            paths["forgetting"] = draw_forgetting(matrix, folder / "forgetting.png")
+            paths["forgetting"] = draw_forgetting(matrix, folder / "forgetting.png", score)
     if any(_evaluated(event) for event in events):
         path = folder / "accuracy_over_rounds.png"
         paths["accuracy_over_rounds"] = draw_accuracy_over_rounds(events, path)
@@ -84,7 +85,7 @@ def matrix_of(events: Sequence[Mapping[str, Any]]) -> Matrix | None:
     return [rows.get(i, [None] * length) for i in range(length)]
 
 
-def draw_accuracy_matrix(matrix: Matrix, path: Path) -> Path:
+def draw_accuracy_matrix(matrix: Matrix, path: Path, score: str = "accuracy") -> Path:
     """Draw a[i, j] as a heat map with numbers; what was not learned yet (j > i) is paler."""
     from matplotlib import colormaps
 
@@ -92,7 +93,7 @@ def draw_accuracy_matrix(matrix: Matrix, path: Path) -> Path:
     length = len(a)
     side = float(np.clip(0.62 * length, 2.6, 9.0)) if length <= _MOST_NUMBERS else 5.0
     figure, axes = _figure(side + 1.9, side + 1.2, layout="compressed")
-    colours = colormaps["Blues"](np.nan_to_num(a) * 0.92)
+    colours = colormaps["Blues"](np.clip(np.nan_to_num(a), 0, 1) * 0.92)
     not_learned = np.triu(np.ones_like(a, dtype=bool), k=1)
     colours[not_learned, 3] = 0.35
     colours[np.isnan(a)] = (1, 1, 1, 1)
@@ -120,8 +121,8 @@ def draw_accuracy_matrix(matrix: Matrix, path: Path) -> Path:
     axes.spines[:].set_visible(False)
     axes.set_xlabel("tested on experience")
     axes.set_ylabel("after learning experience")
-    axes.set_title(_headline(a), fontsize=10, color=_INK, loc="left")
-    _colour_bar(figure, axes)
+    axes.set_title(_headline(a, score), fontsize=10, color=_INK, loc="left")
+    _colour_bar(figure, axes, score)
     return _save(figure, path)
 
 
@@ -156,15 +157,17 @@ def draw_accuracy_over_rounds(events: Sequence[Mapping[str, Any]], path: Path) -
         width = 0.8 if length <= _MOST_NAMES else 0.3
         axes.axvline(boundary, color=_GREY, linewidth=width, linestyle=(0, (4, 3)), zorder=0)
     axes.set_xlim(min(0.5, rounds[0]["round"]), max(rounds[-1]["round"] + 0.5, 1.5))
-    axes.set_ylim(-2, 102)
+    drawn = [value for line in axes.get_lines() for value in np.ravel(line.get_ydata())]
+    lowest = min(min(drawn), 0)  # an R² may be negative, and far from it in the first rounds
+    axes.set_ylim(max(lowest, -100) - 2, 102)
     axes.set_xlabel("round (dashed: the next experience begins)")
-    axes.set_ylabel("test accuracy (%)")
+    axes.set_ylabel(f"test {_score(events)} (%)")
     _whole_ticks(axes)
     _legend(axes, length)
     return _save(figure, path)
 
 
-def draw_forgetting(matrix: Matrix, path: Path) -> Path:
+def draw_forgetting(matrix: Matrix, path: Path, score: str = "accuracy") -> Path:
     """Draw how much of each experience was forgotten after each later one, and the mean.
 
     After learning i, experience j < i has lost max_{j≤l<i} a[l, j] - a[i, j]; the mean over j at
@@ -193,7 +196,7 @@ def draw_forgetting(matrix: Matrix, path: Path) -> Path:
     axes.axhline(0, color=_GREY, linewidth=0.8, zorder=0)
     axes.set_xlim(-0.15, length - 0.85)
     axes.set_xlabel("after learning experience")
-    axes.set_ylabel("accuracy forgotten (points)")
+    axes.set_ylabel(f"{score} forgotten (points)")
     _whole_ticks(axes)
     _legend(axes, length - 1)
     return _save(figure, path)
@@ -211,10 +214,14 @@ def _learned(matrix: Matrix) -> list[int]:
     return [i for i, row in enumerate(matrix) if any(value is not None for value in row)]
 
 
-def _headline(a: NDArray[np.float64]) -> str:
+def _score(events: Sequence[Mapping[str, Any]]) -> str:
+    return score_of(next((event for event in events if event["event"] == "start"), {}))
+
+
+def _headline(a: NDArray[np.float64], score: str) -> str:
     summary = metrics.continual_summary(a, np.full(len(a), np.nan))
     average, forgotten = summary["average_accuracy"], summary["forgetting"]
-    parts = [] if average is None else [f"average accuracy {100 * average:.1f} %"]
+    parts = [] if average is None else [f"average {score} {100 * average:.1f} %"]
     if forgotten is not None:
         parts.append(f"forgetting {100 * forgotten:.1f} points")
     return "\n".join(parts)
@@ -244,7 +251,7 @@ def _figure(
     return figure, axes
 
 
-def _colour_bar(figure: "Figure", axes: "Axes") -> None:
+def _colour_bar(figure: "Figure", axes: "Axes", score: str) -> None:
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LinearSegmentedColormap, Normalize
@@ -257,7 +264,7 @@ def _colour_bar(figure: "Figure", axes: "Axes") -> None:
     )
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8, length=0)
-    bar.set_label("test accuracy (%)", fontsize=9)
+    bar.set_label(f"test {score} (%)", fontsize=9)
 
 
 def _whole_ticks(axes: "Axes") -> None:

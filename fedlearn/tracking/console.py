@@ -15,12 +15,19 @@ from rich.text import Text
 from fedlearn.tracking.tables import comparison_table as comparison_table
 from fedlearn.tracking.tables import result_panel
 from fedlearn.tracking.tracker import Event
-from fedlearn.tracking.words import bare_points, counted, human_bytes, human_seconds, percent
+from fedlearn.tracking.words import (
+    bare_points,
+    counted,
+    human_bytes,
+    human_seconds,
+    percent,
+    score_of,
+)
 
 MOST_LINES = 5
 """Clients named in one round; a round in which hundreds fail must not bury the rest."""
 
-_ASCII = str.maketrans({"·": "|", "±": "+-", "…": "..."})
+_ASCII = str.maketrans({"·": "|", "±": "+-", "…": "...", "²": "2"})
 
 
 class ConsoleTracker:
@@ -119,7 +126,7 @@ class ConsoleTracker:
                 self._task,
                 completed=event["round"],
                 description=self._place(event["experience"]),
-                accuracy="" if self._accuracy is None else f"accuracy {percent(self._accuracy)}",
+                accuracy="" if self._accuracy is None else self._scored(self._accuracy),
             )
         else:
             total = self._start.get("rounds", event["round"])
@@ -128,7 +135,7 @@ class ConsoleTracker:
                 self._place(event["experience"]),
             ]
             if accuracy is not None:
-                parts.append(f"accuracy {percent(accuracy)}")
+                parts.append(self._scored(accuracy))
                 parts.append(f"loss {event['server']['loss']:.4f}")
             parts.append(human_seconds(event["time"]["round_s"]))
             self._say(" · ".join(parts))
@@ -158,6 +165,9 @@ class ConsoleTracker:
         if cl.get("forgetting") is not None:
             parts.append(f"forgetting {bare_points(cl['forgetting'])}")
         self._say(" · ".join(parts), "cyan")
+
+    def _scored(self, accuracy: float) -> str:
+        return f"{score_of(self._start)} {percent(accuracy)}"
 
     def _place(self, experience: int) -> str:
         total = self._start.get("experiences", experience + 1)

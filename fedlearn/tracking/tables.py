@@ -13,7 +13,14 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from fedlearn.tracking.words import bare_points, human_bytes, human_seconds, percent, points
+from fedlearn.tracking.words import (
+    bare_points,
+    human_bytes,
+    human_seconds,
+    percent,
+    points,
+    score_of,
+)
 
 Summary = Mapping[str, Any]
 Matrix = Sequence[Sequence[float | None]]
@@ -41,7 +48,9 @@ def result_panel(summary: Summary, rows: Iterable[tuple[str, str]], width: int) 
     parts: list[RenderableType] = []
     matrix, subtitle = summary["accuracy_matrix"], None
     if any(value is not None for row in matrix for value in row):
-        subtitle = Text("rows: after learning i, columns: accuracy (%) on j", style="dim")
+        subtitle = Text(
+            f"rows: after learning i, columns: {score_of(summary)} (%) on j", style="dim"
+        )
         shown = matrix_table(matrix, inside)
         if _width(shown) + 4 + _width(metrics) <= inside:
             beside = Table.grid(padding=(0, 4))
@@ -112,7 +121,9 @@ def comparison_table(runs: Sequence[tuple[str, Summary]], width: int = 80) -> Ta
     table.add_column("run", overflow="fold", min_width=20)
     table.add_column("seeds", justify="right")
     for column in columns:
-        table.add_column(column.title, justify="right", no_wrap=True)
+        renamed = column is _COLUMNS[0] and runs
+        title = score_of(runs[0][1]) if renamed else column.title
+        table.add_column(title, justify="right", no_wrap=True)
     best = {column.title: _best(column, groups) for column in columns}
     for (label, status), summaries in groups.items():
         name = label if status == "completed" else f"{label} ({status})"
@@ -194,7 +205,7 @@ def _metrics_table(summary: Summary) -> Table:
     table.add_column(style="dim", no_wrap=True)
     table.add_column(justify="right", no_wrap=True)
     for name, key, shown in (
-        ("average accuracy", "average_accuracy", percent),
+        (f"average {score_of(summary)}", "average_accuracy", percent),
         ("incremental", "average_incremental_accuracy", percent),
         ("learning", "learning_accuracy", percent),
         ("forgetting", "forgetting", bare_points),
@@ -207,6 +218,7 @@ def _metrics_table(summary: Summary) -> Table:
     if client:
         table.add_row("clients, mean", f"{percent(client['mean'])} ± {100 * client['std']:.1f}")
         table.add_row("clients, worst 10 %", percent(client["worst10"]))
+    if "jain" in client:
         table.add_row("clients, Jain index", f"{client['jain']:.3f}")
     return table
 

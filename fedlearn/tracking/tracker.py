@@ -8,9 +8,11 @@ are in [0, 1], times in seconds, sizes in bytes; rounds count from 1, experience
 ``start``, once, first
     ``name`` of the run; ``rounds``, ``rounds_per_experience``, ``experiences`` (T), ``clients``,
     ``cohort_size`` (clients sampled a round); ``parameters`` of the model; ``seed``;
-    ``manifest_hash`` of the protocol; ``device``; ``scenario``, ``continual``, ``aggregation`` (the
-    chosen options). ``resumed_from``: the last round that still holds if the run was resumed, so
-    that later events of an earlier attempt are void; absent or null for a fresh run.
+    ``manifest_hash`` of the protocol; ``score``, what accuracies are called: ``accuracy``, or
+    ``R²`` of a regression (`fedlearn.evaluation`); ``device``; ``scenario``, ``continual``,
+    ``aggregation`` (the chosen options). ``resumed_from``: the last round that still holds if the
+    run was resumed, so that later events of an earlier attempt are void; absent or null for a fresh
+    run.
 ``round``, after every round
     ``round``, ``experience``.
     ``server``: ``accuracy`` (mean over the experiences seen so far), ``loss``, ``per_experience``
@@ -35,12 +37,12 @@ are in [0, 1], times in seconds, sizes in bytes; rounds count from 1, experience
 
 The *summary* of a run becomes ``summary.json``: ``status`` (``completed``, ``interrupted`` or
 ``failed``), ``name``, ``digest`` (sha256 of the final weights), ``manifest_hash``, ``seed``,
-``rounds`` (completed), ``clients``, ``experiences``, ``accuracy_matrix`` [T][T], ``baseline`` [T]
-(of the initial model), ``cl``, ``client``, ``comm`` {``up_bytes``, ``down_bytes``}, ``time``
-{``total_s``, ``train_s``, ``round_s_median``}, ``work`` {``steps``, ``samples_replayed``},
-``turns`` {``accepted``, ``idle``, ``diverged``, ``quarantined``, ``failed``} (how many ended so),
-``storage`` {``client_state_bytes_max``, ``client_state_bytes_mean``} (over the clients, each after
-its last turn), ``wandb`` {``mode``, ``id``, ``dir``}.
+``rounds`` (completed), ``clients``, ``experiences``, ``score``, ``accuracy_matrix`` [T][T],
+``baseline`` [T] (of the initial model), ``cl``, ``client``, ``comm`` {``up_bytes``,
+``down_bytes``}, ``time`` {``total_s``, ``train_s``, ``round_s_median``}, ``work`` {``steps``,
+``samples_replayed``}, ``turns`` {``accepted``, ``idle``, ``diverged``, ``quarantined``, ``failed``}
+(how many ended so), ``storage`` {``client_state_bytes_max``, ``client_state_bytes_mean``} (over the
+clients, each after its last turn), ``wandb`` {``mode``, ``id``, ``dir``}.
 """
 
 import logging

@@ -30,6 +30,7 @@ from fedlearn.tracking.environment import describe_environment
 from fedlearn.tracking.jsonl import read_events, write_json
 from fedlearn.tracking.redaction import redact
 from fedlearn.tracking.tracker import Event, TrackerError
+from fedlearn.tracking.words import score_of
 
 Mode = Literal["auto", "online", "offline", "disabled"]
 
@@ -262,7 +263,9 @@ class WandbTracker:
             *(f"experience {j}" for j in range(len(matrix))),
         ]
         rows = [[i, *row] for i, row in enumerate(matrix)]
-        picture = draw_accuracy_matrix(matrix, self._run_dir / "plots" / "accuracy_matrix.png")
+        picture = draw_accuracy_matrix(
+            matrix, self._run_dir / "plots" / "accuracy_matrix.png", score_of(summary)
+        )
         return {
             "cl/accuracy_matrix": wandb.Table(columns=columns, data=rows),
             "cl/accuracy_matrix_picture": wandb.Image(str(picture)),

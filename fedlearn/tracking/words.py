@@ -1,5 +1,8 @@
 """Words: numbers as people read them."""
 
+from collections.abc import Mapping
+from typing import Any
+
 
 def percent(fraction: float) -> str:
     """Return a fraction as ``71.2 %``."""
@@ -41,3 +44,8 @@ def human_seconds(seconds: float) -> str:
 def counted(number: int, noun: str) -> str:
     """Return ``1 client`` or ``5 clients``, with thin groups of digits: ``7 510 parameters``."""
     return f"{number:,}".replace(",", " ") + f" {noun}{'' if number == 1 else 's'}"
+
+
+def score_of(told: Mapping[str, Any]) -> str:
+    """Return what the accuracies of a run are called, by its ``start`` event or its summary."""
+    return str(told.get("score", "accuracy"))

@@ -2,6 +2,8 @@
 
 import math
 
+from fedlearn.types import LocalTraining
+
 
 def at_least(key: str, value: float | None, bound: float) -> None:
     """Raise ``ValueError`` unless `value` is finite and at least `bound`, or None."""
@@ -25,3 +27,9 @@ def one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
     """Raise ``ValueError`` unless `value` is one of `choices`."""
     if value not in choices:
         raise ValueError(f"continual.{key}={value}: must be one of {', '.join(choices)}")
+
+
+def needs_classes(key: str, value: str, training: LocalTraining) -> None:
+    """Raise ``ValueError``, because `value` goes by classes, in a regression."""
+    if training.regression:
+        raise ValueError(f"continual.{key}={value}: goes by classes, which a regression has not")

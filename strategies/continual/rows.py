@@ -30,7 +30,7 @@ def gather(stream: Stream, pairs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         experience = stream(index)
         at = (pairs[:, 0] == index).nonzero().squeeze(1)
         x, y = experience.gather(pairs[at, 1])
-        parts.append((at, x, y, torch.full_like(y, experience.task_label)))
+        parts.append((at, x, y, torch.full((len(y),), experience.task_label, device=y.device)))
     if len(parts) == 1:
         return parts[0][1:]
     order = torch.cat([at for at, *_ in parts]).argsort()

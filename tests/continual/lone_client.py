@@ -20,6 +20,9 @@ from strategies.continual.avalanche.adapter import AvalancheContinual
 
 SGD = partial(torch.optim.SGD, lr=0.1)
 TRAINING = LocalTraining(SGD, num_classes=10, num_experiences=3, input_shape=(64,))
+REGRESSION_TRAINING = replace(
+    TRAINING, num_classes=2, loss="mse", regression=True, max_grad_norm=1.0
+)
 TASK_TRAINING = replace(TRAINING, heads=tuple((2 * task, 2 * task + 1) for task in range(5)))
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -41,7 +44,10 @@ def _choices() -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _factory(name: str, node: dict[str, Any]) -> Callable[..., AvalancheContinual]:
-    target, extras = node["_target_"], ("_target_", "_recursive_", "functional", "kinds", "limits")
+    target, extras = (
+        node["_target_"],
+        ("_target_", "_recursive_", "functional", "kinds", "regression", "limits"),
+    )
     settings = {key: value for key, value in node.items() if key not in extras}
     module, _, function = target.rpartition(".")
     return partial(
@@ -51,6 +57,8 @@ def _factory(name: str, node: dict[str, Any]) -> Callable[..., AvalancheContinua
 
 KINDS = {name: node.get("kinds", ["class", "task", "domain"]) for name, node in _choices()}
 """The kinds of scenario that each continual strategy can work with."""
+REGRESSION = [name for name, node in _choices() if node.get("regression")]
+"""Those that can work without classes."""
 STRATEGIES = {name: _factory(name, node) for name, node in _choices()}
 """Every choice of conf/continual, by name."""
 TWINS = [name for name, node in _choices() if "functional" in node]
@@ -89,14 +97,26 @@ def permuted(num_experiences: int = 3, size: int = 70) -> list[Experience]:
     return stream
 
 
-def mlp(dropout: float = 0.0, norm: bool = False, hidden: int = 16) -> nn.Sequential:
+def regression(num_experiences: int = 3, size: int = 70) -> list[Experience]:
+    """Return a stream of real targets, two a sample, with the pixels permuted anew each time."""
+    stream = permuted(num_experiences, size)
+    rng = torch.Generator().manual_seed(0)
+    targets = DIGITS.x @ torch.randn(64, 2, generator=rng) / 8
+    targets = (targets - targets.mean(0)) / targets.std(0)
+    samples = Samples(DIGITS.x, targets)
+    return [replace(each, samples=samples, classes=(0, 1)) for each in stream]
+
+
+def mlp(
+    dropout: float = 0.0, norm: bool = False, hidden: int = 16, outputs: int = 10
+) -> nn.Sequential:
     """Return a small classifier, the same at every call."""
     with borrowed_global_rng(0):
         layers: list[nn.Module] = [nn.Linear(64, hidden)]
         layers += [nn.BatchNorm1d(hidden)] if norm else []
         layers += [nn.ReLU()]
         layers += [nn.Dropout(dropout)] if dropout else []
-        return nn.Sequential(*layers, nn.Linear(hidden, 10))
+        return nn.Sequential(*layers, nn.Linear(hidden, outputs))
 
 
 def turn_at(first_epoch: int, epochs: int = 1, previous: Experience | None = None, **more) -> Turn:

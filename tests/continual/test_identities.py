@@ -10,6 +10,8 @@ import torch
 from lone_client import (
     KEEPING,
     KINDS,
+    REGRESSION,
+    REGRESSION_TRAINING,
     STATELESS,
     STRATEGIES,
     TASK_TRAINING,
@@ -21,6 +23,7 @@ from lone_client import (
     model_for,
     permuted,
     persist,
+    regression,
     split,
     stream_for,
     through_json,
@@ -31,6 +34,7 @@ from fedlearn.types import State
 
 MODELS = {
     "plain": mlp,
+    "two outputs": partial(mlp, outputs=2),
     "dropout": partial(mlp, dropout=0.3),
     "norm": partial(mlp, norm=True),
 }
@@ -40,15 +44,16 @@ STREAMS = {
     "domain": (TRAINING, permuted()),
     "mask": (replace(TRAINING, mask_loss=((0, 1), (2, 3), (4, 5), (6, 7, 8, 9))), split()),
     "clipped": (replace(TRAINING, max_grad_norm=0.5), split()),
+    "regression": (REGRESSION_TRAINING, regression()),
 }
 KIND = {"class": "class", "task": "task", "domain": "domain", "mask": "class", "clipped": "class"}
 CASES = [
     (name, stream, model)
     for name in STRATEGIES
-    for stream, model in [("class", each) for each in MODELS]
-    + [(each, "plain") for each in STREAMS if each != "class"]
+    for stream, model in [("class", each) for each in MODELS if each != "two outputs"]
+    + [(each, "plain") for each in KIND if each != "class"]
     if KIND[stream] in KINDS[name]
-]
+] + [(name, "regression", "two outputs") for name in REGRESSION]
 
 
 @pytest.mark.parametrize(("name", "stream", "model"), CASES)

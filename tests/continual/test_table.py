@@ -12,7 +12,7 @@ import pytest
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.common.serde import context_from_proto, context_to_proto
-from lone_client import KINDS, TWINS
+from lone_client import KINDS, REGRESSION, TWINS
 
 from fedlearn.client import make_client_app
 from fedlearn.config.composition import compose
@@ -21,12 +21,17 @@ from fedlearn.run import make_parts
 from fedlearn.runtimes.inprocess import InProcess, InProcessGrid
 from fedlearn.server import Server, make_server_app
 
-SCENARIOS = {"class": "split_digits", "task": "task_digits", "domain": "permuted_digits"}
+SCENARIOS = {
+    "class": "split_digits",
+    "task": "task_digits",
+    "domain": "permuted_digits",
+    "regression": "permuted_diabetes",
+}
 CASES = [
     (engine, name, kind)
     for engine, names in (("avalanche", KINDS), ("functional", TWINS))
     for name in names
-    for kind in KINDS[name]
+    for kind in KINDS[name] + ["regression"] * (name in REGRESSION)
 ]
 
 
@@ -87,7 +92,7 @@ def test_every_strategy_runs_repeats_and_comes_back_from_bytes(
     overrides = (
         f"scenario={SCENARIOS[kind]}",
         "scenario.num_experiences=3",
-        "partition=dirichlet",
+        f"partition={'iid' if kind == 'regression' else 'dirichlet'}",
         "num_clients=3",
         "rounds_per_experience=2",
         "local.epochs=1",
@@ -96,7 +101,7 @@ def test_every_strategy_runs_repeats_and_comes_back_from_bytes(
         "tracker=none",
         f"continual={name}",
         f"engine={engine}",
-        f"local.max_grad_norm={1 if name in CLIPPED else 'null'}",
+        f"local.max_grad_norm={1 if name in CLIPPED or kind == 'regression' else 'null'}",
     )
     server, events = federate(InProcessGrid, *overrides)
     again, _ = federate(SerializingGrid, *overrides)

@@ -9,7 +9,18 @@ from typing import Any
 import pytest
 import torch
 from hydra.utils import get_object
-from lone_client import TRAINING, TWINS, live, mlp, permuted, split, turn_at
+from lone_client import (
+    REGRESSION,
+    REGRESSION_TRAINING,
+    TRAINING,
+    TWINS,
+    live,
+    mlp,
+    permuted,
+    regression,
+    split,
+    turn_at,
+)
 from torch import Tensor, nn
 from twins import NODES, OPTIMIZERS, in_float64, pair, relative
 
@@ -69,12 +80,20 @@ CASES = {
     "frozen": (replace(TRAINING, frozen=("0.*", "1.*")), half_frozen, split(), {}),
     "unused": (replace(TRAINING, optimizer=OPTIMIZERS["decay"]), WithASpareLayer, split(), {}),
     "bfloat16": (replace(TRAINING, precision="bfloat16"), mlp, split(), {}),
+    "regression": (REGRESSION_TRAINING, partial(mlp, outputs=2), regression(), {}),
     "norms": (replace(ADAM, gradient_metrics=True, max_grad_norm=1.0), mlp, split(), {}),
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("name", TWINS)
+@pytest.mark.parametrize(
+    ("name", "case"),
+    [
+        (name, case)
+        for name in TWINS
+        for case in CASES
+        if case != "regression" or name in REGRESSION
+    ],
+)
 def test_a_twin_ends_with_the_same_weights(name: str, case: str) -> None:
     training, build, stream, more = CASES[case]
     strategy, twin = pair(name, training)
@@ -131,7 +150,7 @@ def test_memories_of_any_size_hold_the_same(name: str, size: int) -> None:
         settings = {
             key: value
             for key, value in NODES[name].items()
-            if key not in ("_target_", "functional", "kinds")
+            if key not in ("_target_", "functional", "kinds", "regression")
         }
         strategy = get_object(module)(training=TRAINING, **settings | {"memory_per_client": size})
         assert type(strategy) is type(factory)

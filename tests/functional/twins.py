@@ -21,7 +21,11 @@ REMEMBERING = [name for name in TWINS if name != "naive"]
 
 def _twin(name: str) -> Callable[..., FunctionalContinual]:
     node = NODES[name]
-    settings = {key: node[key] for key in node if key not in ("_target_", "functional", "kinds")}
+    settings = {
+        key: node[key]
+        for key in node
+        if key not in ("_target_", "functional", "kinds", "regression")
+    }
     module, _, function = node["functional"].rpartition(".")
     factory = getattr(importlib.import_module(module), function)
     return partial(factory, **settings | SMALL.get(name, {}))

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from fedlearn.types import Scenario, Shares
 from scenarios.build import build_scenario
 from scenarios.dataset import Dataset
+from scenarios.datasets.diabetes import diabetes
 from scenarios.datasets.synthetic import synthetic
 from scenarios.partitions import Dirichlet, Iid, Partition, Pathological, Quantity
 from scenarios.streams import (
@@ -136,6 +137,34 @@ def test_gathering_rows_together_equals_gathering_them_one_by_one(stream: Stream
         assert x.equal(torch.cat([x[:0], *(inputs for inputs, _ in single)]))
         assert y.equal(torch.cat([y[:0], *(labels for _, labels in single)]))
         assert y.equal(experience.samples.y[experience.rows])
+
+
+@pytest.mark.parametrize("partition", [Iid(), Quantity(1.0)])
+def test_a_regression_is_shared_out_without_labels(partition: Partition) -> None:
+    dataset = diabetes()
+    scenario = build(Permuted(3), partition, dataset=dataset)
+    assert (scenario.num_classes, scenario.score, scenario.kind) == (1, "R²", "domain")
+    assert scenario.manifest()["regression"] is True
+    held = torch.cat([scenario.shares[k, 1] for k in range(5)])
+    aside = torch.cat([scenario.held_out[k, 1] for k in range(5)])
+    assert torch.cat([held, aside]).sort().values.tolist() == list(range(len(dataset.train)))
+    assert [len(rows) for rows in scenario.test_rows] == [len(dataset.test)] * 3
+
+
+@pytest.mark.parametrize(
+    ("stream", "partition", "complaint"),
+    [
+        (ClassIncremental(1), Iid(), "scenario ClassIncremental goes by labels"),
+        (SharedHead(1), Iid(), "scenario SharedHead goes by labels"),
+        (Permuted(2), Dirichlet(0.5), "partition Dirichlet goes by labels"),
+        (Permuted(2), Pathological(1), "partition Pathological goes by labels"),
+    ],
+)
+def test_what_goes_by_labels_needs_labels(
+    stream: Stream, partition: Partition, complaint: str
+) -> None:
+    with pytest.raises(ValueError, match=f"{complaint}, and dataset diabetes is a regression"):
+        build(stream, partition, dataset=diabetes())
 
 
 def test_kinds_set_task_labels_and_domains() -> None:

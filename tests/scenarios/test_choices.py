@@ -25,8 +25,8 @@ CHOICES = sorted(
 PRIMARY = f"""
 defaults:
   - dataset: digits
-  - scenario: class_incremental
   - partition: dirichlet
+  - scenario: class_incremental
   - _self_
 hydra:
   searchpath: ["{CONF.as_uri()}"]

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedlearn.types import Samples
-from scenarios.dataset import Dataset
+from scenarios.dataset import Dataset, standardised
+from scenarios.datasets.diabetes import diabetes
 from scenarios.datasets.digits import digits
 from scenarios.datasets.synthetic import synthetic
 
@@ -119,3 +120,43 @@ def test_unusable_samples_are_refused(train: Samples, test: Samples, message: st
     with pytest.raises(ValueError, match="^" + message) as caught:
         Dataset("toy", train, test, 3, "")
     assert "\n" not in str(caught.value)
+
+
+def test_diabetes_is_scikit_learns_standardised_by_the_training_samples() -> None:
+    from sklearn.datasets import load_diabetes
+    from sklearn.linear_model import LinearRegression
+
+    data = diabetes(test_fraction=0.25, seed=3)
+    assert (len(data.train), len(data.test)) == (332, 110)
+    assert data.regression
+    assert data.digest == diabetes(test_fraction=0.25, seed=3).digest != diabetes().digest
+    for values in (data.train.x, data.train.y):
+        assert torch.allclose(values.mean(0), torch.zeros(()), atol=1e-6)
+        assert torch.allclose(values.std(0, correction=0), torch.ones(()), atol=1e-6)
+    # One affine map for all rows changes nothing of what a linear model explains of them.
+    x, y = (
+        torch.cat(both) for both in zip(*((s.x, s.y) for s in (data.train, data.test)), strict=True)
+    )
+    theirs = load_diabetes(return_X_y=True, scaled=False)
+    explained = [LinearRegression().fit(*each).score(*each) for each in ((x, y), theirs)]
+    assert explained[0] == pytest.approx(explained[1], rel=1e-5)
+
+
+def test_standardising_leaves_a_column_that_does_not_vary_finite() -> None:
+    train = torch.tensor([[1.0, 5.0], [3.0, 5.0]])
+    ours, tested = standardised(train, torch.tensor([[5.0, 6.0]]))
+    assert ours.tolist() == [[-1.0, 0.0], [1.0, 0.0]]
+    assert tested.tolist() == [[3.0, 1.0]]
+
+
+def test_targets_that_cannot_be_scored_are_refused() -> None:
+    x, y = torch.zeros(4, 2), torch.tensor([[-1.0], [1.0], [-1.0], [1.0]])
+    Dataset("toy", Samples(x, y), Samples(x, y), 1, "")
+    for train, test, outputs, complaint in (
+        (3 * y + 5, y, 1, r"training targets have means 5 and standard deviations 3, must be 0"),
+        (y, y * torch.nan, 1, "test target in row 0 is not finite"),
+        (y, y, 2, r"training targets are \(4, 1\), must be \(4, 2\)"),
+        (y, torch.tensor([0, 0, 0, 0]), 1, "labels on one side, real targets on the other"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            Dataset("toy", Samples(x, train), Samples(x, test), outputs, "")

@@ -26,21 +26,21 @@ IDENTITY = ("targets", "targets_task_labels", "origin", "row")
 """The attributes that `dataset_of` sets; any other one was added by a strategy."""
 
 
-class NamedSamples(Dataset[tuple[Tensor, int]]):
+class NamedSamples(Dataset[tuple[Tensor, int | Tensor]]):
     """Samples named by (experience, row), gathered when the first one is read."""
 
     def __init__(self, stream: Stream, pairs: Tensor) -> None:
         self._stream = stream
         self._pairs = pairs
-        self._gathered: tuple[Tensor, list[int]] | None = None
+        self._gathered: tuple[Tensor, list[int] | Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self._pairs)
 
-    def __getitem__(self, position: int) -> tuple[Tensor, int]:
+    def __getitem__(self, position: int) -> tuple[Tensor, int | Tensor]:
         if self._gathered is None:
             x, y, _ = gather(self._stream, self._pairs)
-            self._gathered = x, y.tolist()
+            self._gathered = x, (y if y.is_floating_point() else y.tolist())
         x, labels = self._gathered
         return x[position], labels[position]
 
@@ -49,8 +49,9 @@ def dataset_of(stream: Stream, pairs: Tensor, extra: list[DataAttribute] | None 
     """Return an Avalanche data set of the samples `pairs` (n, 2), with `extra` attributes."""
     if not len(pairs):
         return AvalancheDataset([])
-    labels = torch.empty(len(pairs), dtype=torch.int64)
-    tasks = torch.empty_like(labels)
+    y = stream(int(pairs[0, 0])).samples.y
+    labels = torch.empty(len(pairs), *y.shape[1:], dtype=y.dtype)
+    tasks = torch.empty(len(pairs), dtype=torch.int64)
     for index in sorted(set(pairs[:, 0].tolist())):
         experience, at = stream(index), pairs[:, 0] == index
         labels[at] = experience.samples.y[pairs[at, 1]].cpu()
@@ -121,4 +122,5 @@ class ClientExperience(DatasetExperience):  # type: ignore[misc]
     def tensors(self, device: torch.device) -> list[Tensor]:
         """Return inputs (n, *input_shape), labels (n,) and task labels (n,), on `device`."""
         x, y = (tensor.to(device) for tensor in self.origin.gather())
-        return [x, y, torch.full_like(y, self.origin.task_label)]
+        tasks = torch.full((len(y),), self.origin.task_label, device=device)
+        return [x, y, tasks]

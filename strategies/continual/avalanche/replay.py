@@ -25,7 +25,7 @@ from typing import Any, Literal, get_args
 
 from fedlearn.types import LocalTraining
 from strategies.continual.avalanche.adapter import Anchor, AvalancheContinual
-from strategies.continual.bounds import at_least, one_of
+from strategies.continual.bounds import at_least, needs_classes, one_of
 
 Policy = Literal[
     "experience_balanced", "class_balanced", "reservoir", "herding", "closest_to_center"
@@ -62,6 +62,8 @@ def replay(
         ValueError: A setting is out of bounds, or does not go with another one.
     """
     one_of("policy", policy, get_args(Policy))
+    if policy in BY_CLASS:
+        needs_classes("policy", policy, training)
     if memory_per_class is None:
         if memory_per_client is None:
             raise ValueError(

@@ -101,5 +101,6 @@ def classes_of(labels: Tensor, task_label: int, training: LocalTraining) -> Tens
     """Return (heads, C) bool: `labels` (n,) in the row of their head, 0 where there is one head."""
     heads = 1 if training.heads is None else len(training.heads)
     table = torch.zeros(heads, training.num_classes, dtype=torch.bool, device=labels.device)
-    table[0 if training.heads is None else task_label, labels] = True
+    if not labels.is_floating_point():  # a regression has none
+        table[0 if training.heads is None else task_label, labels] = True
     return table

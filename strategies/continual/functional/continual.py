@@ -83,7 +83,7 @@ class FunctionalContinual:
         x, y = (tensor.to(device) for tensor in experience.gather())
         if self.training.heads is None:
             return [x, y]
-        return [x, y, torch.full_like(y, experience.task_label)]
+        return [x, y, torch.full((len(y),), experience.task_label, device=y.device)]
 
     def train_turn(
         self,

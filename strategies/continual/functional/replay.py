@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedlearn.losses import Loss
 from fedlearn.types import LocalTraining
-from strategies.continual.bounds import at_least, one_of
+from strategies.continual.bounds import at_least, needs_classes, one_of
 from strategies.continual.functional.continual import Anchor, FunctionalContinual
 from strategies.continual.functional.method import Method, mean_loss
 from strategies.continual.functional.network import Network
@@ -56,6 +56,8 @@ def replay(
             f"continual.policy={policy}: engine=functional has no policy that looks at the model; "
             "use engine=avalanche"
         )
+    if policy == "class_balanced":
+        needs_classes("policy", policy, training)
     if anchor is not None:
         raise ValueError(
             f"continual.anchor={anchor}: policy={policy} does not look at the model; use null"
