@@ -1,7 +1,7 @@
 """Builds a scenario where dataset, stream and partition meet."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor
@@ -96,7 +96,7 @@ def _check_needs_no_labels(dataset: Dataset, stream: Stream, partition: Partitio
 
 def _labelled(samples: Samples, labels: tuple[int, ...] | None) -> Samples:
     """Return `samples` under the `labels` of their classes, inputs not copied."""
-    return samples if labels is None else Samples(samples.x, torch.tensor(labels)[samples.y])
+    return samples if labels is None else replace(samples, y=torch.tensor(labels)[samples.y])
 
 
 def _share_out(

@@ -3,12 +3,16 @@
 Of labelled samples, or of a regression: real targets, standardised.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from fedlearn.types import Samples
+
+INPUTS = (torch.float32, torch.uint8, torch.int64)
+"""Element types of inputs; see `fedlearn.types.Samples`."""
 
 
 @dataclass(frozen=True)
@@ -17,11 +21,14 @@ class Dataset:
 
     Attributes:
         name: What the dataset is called, e.g. ``"mnist"``.
-        train: Training samples; inputs (n, *input_shape) float32, and labels (n,) int64 or targets
+        train: Training samples; inputs (n, *input_shape), and labels (n,) int64 or targets
             (n, num_outputs) float32; see `standardised` for the latter.
         test: Test samples, of the same shape.
         num_classes: C; labels lie in [0, C). Of a regression, the number of outputs.
         digest: sha256 of the content, hexadecimal. Equal digests mean equal samples.
+        tags: What else is known of each sample, by name: (n,) int64 of training and (m,) of test
+            samples, from 0, such as its ``"writer"`` or its ``"domain"``. A partition may go by
+            them, and so may a stream.
 
     Raises:
         ValueError: If a label is out of range, a class has no training or no test sample, an input
@@ -34,6 +41,7 @@ class Dataset:
     test: Samples
     num_classes: int
     digest: str
+    tags: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for part, samples in (("training", self.train), ("test", self.test)):
@@ -45,6 +53,8 @@ class Dataset:
             )
         if self.train.regression != self.test.regression:
             raise ValueError(f"dataset {self.name}: labels on one side, real targets on the other")
+        for name, (train, test) in self.tags.items():
+            _check_tag(f"dataset {self.name}: tag {name}", (train, test), (self.train, self.test))
         if self.train.regression:
             _check_standardised(self.name, self.train.y)
 
@@ -96,10 +106,11 @@ def _few(values: Tensor) -> str:
 
 
 def _check(what: str, samples: Samples, num_classes: int) -> None:
-    if samples.x.dtype != torch.float32 or samples.y.dtype not in (torch.int64, torch.float32):
+    if samples.x.dtype not in INPUTS or samples.y.dtype not in (torch.int64, torch.float32):
         raise ValueError(
             f"{what} samples are {samples.x.dtype} with {samples.y.dtype} labels: "
-            "must be torch.float32 with torch.int64 (torch.float32 for a regression)"
+            "must be torch.float32, torch.uint8 or torch.int64 with torch.int64 (torch.float32 for "
+            "a regression)"
         )
     if samples.regression:
         if samples.y.shape != (len(samples), num_classes):
@@ -108,7 +119,19 @@ def _check(what: str, samples: Samples, num_classes: int) -> None:
         _check_finite(f"{what} target", samples.y)
     else:
         _check_labels(what, samples.y, num_classes)
-    _check_finite(f"{what} input", samples.x)
+    if samples.x.is_floating_point():
+        _check_finite(f"{what} input", samples.x)
+
+
+def _check_tag(what: str, tags: Sequence[Tensor], parts: Sequence[Samples]) -> None:
+    for values, samples in zip(tags, parts, strict=True):
+        if values.dtype != torch.int64 or values.shape != (len(samples),):
+            raise ValueError(
+                f"{what}: is {values.dtype} of shape {tuple(values.shape)}, must be torch.int64 of "
+                f"shape {(len(samples),)}"
+            )
+        if len(values) and int(values.min()) < 0:
+            raise ValueError(f"{what}: {int(values.min())} must be at least 0")
 
 
 def _check_labels(what: str, labels: Tensor, num_classes: int) -> None:

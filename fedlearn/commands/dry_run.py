@@ -93,7 +93,7 @@ def time_step(experiment: Experiment) -> float:
     optimizer = experiment.training.optimizer([p for p in model.parameters() if p.requires_grad])
     largest = int(scenario.shares.sizes().max())
     rows = torch.arange(min(experiment.settings.local.batch_size, largest))
-    x, y = scenario.train.x[rows], scenario.train.y[rows]
+    x, y = scenario.train.inputs(rows), scenario.train.y[rows]
     loss = make_loss(experiment.training, None)
     seconds = 0.0
     for _ in range(2):

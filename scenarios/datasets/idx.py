@@ -4,20 +4,20 @@ Layout as in Yann LeCun's description: two zero bytes, the element type (8: unsi
 number of dimensions, each dimension as a big-endian 32-bit integer, the elements in C order.
 """
 
-import gzip
 import math
 import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from scenarios.files import read_bytes
+
 UNSIGNED_BYTE = 8
 
 
 def read_idx(path: Path, num_dimensions: int) -> NDArray[np.uint8]:
-    """Return the array in the IDX file at `path`, plain or gzipped (by its ``.gz`` ending).
+    """Return the array in the IDX file at `path`, plain or packed (see `read_bytes`).
 
     Args:
         path: The file.
@@ -27,13 +27,7 @@ def read_idx(path: Path, num_dimensions: int) -> NDArray[np.uint8]:
         ValueError: If the file cannot be read or unpacked, is of another type or rank, or holds
             fewer or more bytes than its header says. Nothing of the claimed size is allocated.
     """
-    try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from error
-
+    content = read_bytes(path)
     magic = bytes([0, 0, UNSIGNED_BYTE, num_dimensions])
     if content[:4] != magic:
         raise ValueError(

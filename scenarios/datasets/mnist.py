@@ -38,7 +38,7 @@ def mnist(
         std: What every pixel is then divided by, greater than 0.
 
     Returns:
-        Inputs (n, 1, 28 + 2 * padding, 28 + 2 * padding), in [0, 1] by default; labels in 0..9. The
+        Inputs (n, 1, 28 + 2 * padding, 28 + 2 * padding), kept as bytes; labels in 0..9. The
         digest is that of the unpacked bytes, so it does not depend on where the files lie or how
         they are packed, and of the three numbers above where they change anything.
 
@@ -123,9 +123,8 @@ def _read_pair(images_path: Path, labels_path: Path) -> tuple[NDArray[np.uint8],
 def _samples(
     images: NDArray[np.uint8], labels: NDArray[np.uint8], padding: int, mean: float, std: float
 ) -> Samples:
-    x = torch.from_numpy(images.astype(np.float32)).div_(255).unsqueeze(1)
-    x = F.pad(x, (padding,) * 4).sub_(mean).div_(std) if padding else x.sub_(mean).div_(std)
-    return Samples(x, torch.from_numpy(labels.astype(np.int64)))
+    x = F.pad(torch.from_numpy(images), (padding,) * 4).unsqueeze(1)
+    return Samples(x, torch.from_numpy(labels.astype(np.int64)), (mean,), (std,))
 
 
 def _download(root: Path) -> None:
