@@ -1,7 +1,7 @@
 # make demo   replay against no memory: the reason this library exists, in under two minutes
 # make test   the whole suite but the slow acceptance bands, which are make test-slow
 # make lint   style, types, import contracts
-# make bench  speed against Flower's simulation, and the published Split-MNIST table
+# make bench  speed against Flower's simulation and a plain loop, and the published Split-MNIST table
 #
 # INSTALLER=uv installs with uv instead of pip; PYTHON=python3.12 takes another interpreter;
 # MNIST=DIR says where MNIST's files are.
@@ -36,6 +36,7 @@ format: install
 
 bench: install
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/per_step.py --method naive
 	$(BIN)/python benchmarks/split_mnist.py --root $(MNIST)
 
 install: $(INSTALLED)
