@@ -22,6 +22,8 @@ def _rounds(run_dir: Path) -> int:
 def running(tmp_path: Path):
     """Start a run that would take hours; yield it, its directory and stderr after some rounds."""
     errors = tmp_path / "stderr"
+    # What a shell runs in the background ignores Ctrl-C, and so do its children.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with errors.open("w") as stderr:
         process = subprocess.Popen(
             [*COMMAND, "tracker=none", f"out={tmp_path}"],
@@ -30,6 +32,7 @@ def running(tmp_path: Path):
             start_new_session=True,
             env={**os.environ, "FLWR_TELEMETRY_ENABLED": "0"},
         )
+    signal.signal(signal.SIGINT, before)
     try:
         for _ in range(1200):
             found = list(tmp_path.rglob("metrics.jsonl"))
