@@ -29,11 +29,13 @@ class Dataset:
         tags: What else is known of each sample, by name: (n,) int64 of training and (m,) of test
             samples, from 0, such as its ``"writer"`` or its ``"domain"``. A partition may go by
             them, and so may a stream.
+        every_class: Whether each class must have a training and a test sample. False where the
+            classes are fixed beforehand and some are rare, as the characters of an alphabet are.
 
     Raises:
-        ValueError: If a label is out of range, a class has no training or no test sample, an input
-            or a target is NaN or infinite, training targets are not standardised, or the two
-            stores differ in shape or in kind.
+        ValueError: If a label is out of range, a class has no training or no test sample though
+            every class must, a store is empty, an input or a target is NaN or infinite, training
+            targets are not standardised, or the two stores differ in shape or in kind.
     """
 
     name: str
@@ -42,10 +44,11 @@ class Dataset:
     num_classes: int
     digest: str
     tags: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    every_class: bool = True
 
     def __post_init__(self) -> None:
         for part, samples in (("training", self.train), ("test", self.test)):
-            _check(f"dataset {self.name}: {part}", samples, self.num_classes)
+            _check(f"dataset {self.name}: {part}", samples, self.num_classes, self.every_class)
         if self.train.x.shape[1:] != self.test.x.shape[1:]:
             shapes = [tuple(samples.x.shape[1:]) for samples in (self.train, self.test)]
             raise ValueError(
@@ -62,6 +65,17 @@ class Dataset:
     def regression(self) -> bool:
         """Whether samples have real targets, not labels."""
         return self.train.regression
+
+    def tag(self, name: str, key: str) -> tuple[Tensor, Tensor]:
+        """Return a tag of training and test samples, asked for by the setting `key`.
+
+        Raises:
+            ValueError: There is none of that name.
+        """
+        if name not in self.tags:
+            known = ", ".join(self.tags) or "none"
+            raise ValueError(f"{key}={name}: dataset {self.name} has no such tag; tags: {known}")
+        return self.tags[name]
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -105,7 +119,9 @@ def _few(values: Tensor) -> str:
     return shown + (", ..." if len(values) > 3 else "")
 
 
-def _check(what: str, samples: Samples, num_classes: int) -> None:
+def _check(what: str, samples: Samples, num_classes: int, every_class: bool) -> None:
+    if not len(samples):
+        raise ValueError(f"{what} samples: there are none")
     if samples.x.dtype not in INPUTS or samples.y.dtype not in (torch.int64, torch.float32):
         raise ValueError(
             f"{what} samples are {samples.x.dtype} with {samples.y.dtype} labels: "
@@ -118,7 +134,7 @@ def _check(what: str, samples: Samples, num_classes: int) -> None:
             raise ValueError(f"{what} targets are {shapes[0]}, must be {shapes[1]}")
         _check_finite(f"{what} target", samples.y)
     else:
-        _check_labels(what, samples.y, num_classes)
+        _check_labels(what, samples.y, num_classes, every_class)
     if samples.x.is_floating_point():
         _check_finite(f"{what} input", samples.x)
 
@@ -134,7 +150,7 @@ def _check_tag(what: str, tags: Sequence[Tensor], parts: Sequence[Samples]) -> N
             raise ValueError(f"{what}: {int(values.min())} must be at least 0")
 
 
-def _check_labels(what: str, labels: Tensor, num_classes: int) -> None:
+def _check_labels(what: str, labels: Tensor, num_classes: int, every_class: bool) -> None:
     wrong = ((labels < 0) | (labels >= num_classes)).nonzero()
     if len(wrong):
         row = int(wrong[0])
@@ -142,7 +158,7 @@ def _check_labels(what: str, labels: Tensor, num_classes: int) -> None:
             f"{what} label {int(labels[row])} in row {row}: must be in 0..{num_classes - 1}"
         )
     missing = (labels.bincount(minlength=num_classes) == 0).nonzero()
-    if len(missing):
+    if every_class and len(missing):
         raise ValueError(f"{what} samples of class {int(missing[0])} are missing")
 
 

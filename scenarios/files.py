@@ -22,6 +22,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 _CHUNK = 1 << 20
 _UNPACK: dict[str, Callable[[bytes], bytes]] = {
     ".gz": gzip.decompress,
@@ -42,6 +45,20 @@ def read_bytes(path: Path) -> bytes:
         unpacked = _UNPACK.get(path.suffix)
         return content if unpacked is None else unpacked(content)
     except _BROKEN as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from error
+
+
+def read_array(path: Path) -> NDArray[np.uint8]:
+    """Return a file's content, unpacked as by `read_bytes`, as an array that may be written to.
+
+    Raises:
+        ValueError: It cannot be read or unpacked.
+    """
+    if path.suffix in _UNPACK:
+        return np.frombuffer(bytearray(read_bytes(path)), np.uint8)
+    try:
+        return np.fromfile(path, np.uint8)  # one copy of a large file, not two
+    except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error}") from error
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from scenarios.files import read_bytes
+from scenarios.files import read_array
 
 UNSIGNED_BYTE = 8
 
 
 def read_idx(path: Path, num_dimensions: int) -> NDArray[np.uint8]:
-    """Return the array in the IDX file at `path`, plain or packed (see `read_bytes`).
+    """Return the array in the IDX file at `path`, plain or packed (see `read_array`).
 
     Args:
         path: The file.
@@ -27,21 +27,20 @@ def read_idx(path: Path, num_dimensions: int) -> NDArray[np.uint8]:
         ValueError: If the file cannot be read or unpacked, is of another type or rank, or holds
             fewer or more bytes than its header says. Nothing of the claimed size is allocated.
     """
-    content = read_bytes(path)
+    content = read_array(path)
     magic = bytes([0, 0, UNSIGNED_BYTE, num_dimensions])
-    if content[:4] != magic:
+    if content[:4].tobytes() != magic:
         raise ValueError(
-            f"{path}: starts with 0x{content[:4].hex()}, must be 0x{magic.hex()} "
+            f"{path}: starts with 0x{content[:4].tobytes().hex()}, must be 0x{magic.hex()} "
             f"(IDX, {num_dimensions} dimensions of bytes)"
         )
     header = 4 + 4 * num_dimensions
     if len(content) < header:
         raise ValueError(f"{path}: ends within its {header}-byte header")
-    sizes = struct.unpack(f">{num_dimensions}I", content[4:header])
+    sizes = struct.unpack(f">{num_dimensions}I", content[4:header].tobytes())
     if len(content) - header != math.prod(sizes):
         raise ValueError(
             f"{path}: holds {len(content) - header} bytes of data, its header says "
             f"{' x '.join(map(str, sizes))} = {math.prod(sizes)}"
         )
-    # A copy, because torch wants to own writable memory.
-    return np.frombuffer(content, np.uint8, offset=header).reshape(sizes).copy()
+    return content[header:].reshape(sizes)

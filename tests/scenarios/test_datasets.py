@@ -122,6 +122,15 @@ def test_unusable_samples_are_refused(train: Samples, test: Samples, message: st
     assert "\n" not in str(caught.value)
 
 
+def test_a_class_may_be_missing_where_the_dataset_says_so() -> None:
+    data = Dataset("toy", store([0, 2]), store([1]), 4, "", every_class=False)
+    assert data.num_classes == 4
+    with pytest.raises(ValueError, match=r"test label 4 in row 0: must be in 0..3"):
+        Dataset("toy", store([0, 2]), store([4]), 4, "", every_class=False)
+    with pytest.raises(ValueError, match=r"^dataset toy: test samples: there are none"):
+        Dataset("toy", store([0, 2]), store([]), 4, "", every_class=False)
+
+
 def test_diabetes_is_scikit_learns_standardised_by_the_training_samples() -> None:
     from sklearn.datasets import load_diabetes
     from sklearn.linear_model import LinearRegression

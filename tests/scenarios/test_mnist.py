@@ -1,61 +1,21 @@
-import gzip
 import hashlib
 import os
-import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import replace
 from pathlib import Path
-from threading import Thread
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
+from idx_files import NAMES, contents, encode, write
 
+from scenarios.datasets import mnist as module
 from scenarios.datasets.idx import read_idx
 from scenarios.datasets.mnist import mnist
 
 REPOSITORY = Path(__file__).parents[2]
 DATA = Path(os.environ.get("FEDLEARN_DATA", REPOSITORY / ".." / "shared" / "data"))
-NAMES = {
-    "train-images": "train-images-idx3-ubyte",
-    "train-labels": "train-labels-idx1-ubyte",
-    "t10k-images": "t10k-images-idx3-ubyte",
-    "t10k-labels": "t10k-labels-idx1-ubyte",
-}
-
-
-def encode(array: NDArray[np.uint8]) -> bytes:
-    sizes = struct.pack(f">{array.ndim}I", *array.shape)
-    return bytes([0, 0, 8, array.ndim]) + sizes + array.tobytes()
-
-
-def contents() -> dict[str, bytes]:
-    """A small data set in MNIST's format: 20 training and 10 test images."""
-    rng = np.random.default_rng(0)
-    return {
-        name: encode(
-            rng.integers(0, 256, (size, 28, 28), dtype=np.uint8)
-            if name.endswith("images")
-            else np.arange(size, dtype=np.uint8) % 10
-        )
-        for size, part in ((20, "train"), (10, "t10k"))
-        for name in (f"{part}-images", f"{part}-labels")
-    }
-
-
-def write(folder: Path, files: dict[str, bytes], *, packed: bool = False) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        if packed:
-            (folder / f"{NAMES[name]}.gz").write_bytes(gzip.compress(content))
-        else:
-            (folder / NAMES[name]).write_bytes(content)
-    return folder
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -150,73 +110,79 @@ def test_missing_files_say_what_to_do(tmp_path: Path, missing: list[str]) -> Non
     assert "\n" not in str(caught.value)
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *arguments: object) -> None:
-        """Say nothing."""
+def checksums(folder: Path) -> dict[str, str]:
+    return {
+        path.name: f"md5:{hashlib.md5(path.read_bytes()).hexdigest()}" for path in folder.iterdir()
+    }
 
 
-@contextmanager
-def serving(folder: Path) -> Iterator[str]:
-    handler = partial(Quiet, directory=str(folder))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}/"
-        finally:
-            server.shutdown()
-            thread.join()
+def comes_from(monkeypatch: pytest.MonkeyPatch, *mirrors: Path, like: Path | None = None) -> None:
+    """Let MNIST come from `mirrors`, and be what is in the folder `like`, or what it is."""
+    source = replace(module.SOURCE, mirrors=[f"{mirror.as_uri()}/" for mirror in mirrors])
+    if like is not None:
+        source = replace(source, checksums=checksums(like))
+    monkeypatch.setattr(module, "SOURCE", source)
+
+
+def test_download_fetches_checks_and_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mirror = write(tmp_path / "mirror", contents(), packed=True)
+    changed = {**contents(), "t10k-labels": encode(np.arange(10, dtype=np.uint8)[::-1])}
+    other = write(tmp_path / "other", changed, packed=True)
+    comes_from(monkeypatch, tmp_path / "empty", other, mirror, like=mirror)
+    root = tmp_path / "root"
+    data = mnist(str(root), download=True)
+    assert data.digest == mnist(str(mirror)).digest != mnist(str(other)).digest
+    assert {path.name for path in (root / "MNIST" / "raw").iterdir()} == {
+        f"{name}.gz" for name in NAMES.values()
+    }
+    comes_from(monkeypatch)
+    assert mnist(str(root), download=True).digest == data.digest  # nothing to fetch
+
+
+def test_a_download_fetches_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mirror = write(tmp_path / "mirror", contents(), packed=True)
+    rest = write(tmp_path / "rest", {"t10k-labels": contents()["t10k-labels"]}, packed=True)
+    folder = tmp_path / "root" / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    for path in mirror.iterdir():
+        if not (rest / path.name).exists():
+            path.rename(folder / path.name)
+    comes_from(monkeypatch, rest, like=rest)
+    assert len(mnist(str(tmp_path / "root"), download=True).test) == 10
 
 
 def test_a_download_that_is_not_mnist_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from torchvision.datasets import MNIST
-
-    monkeypatch.setenv("no_proxy", "*")
     mirror = write(tmp_path / "mirror", contents(), packed=True)
-    with serving(mirror) as url:
-        monkeypatch.setattr(MNIST, "mirrors", [url])
-        with pytest.raises(ValueError, match=r"^dataset.download=true: MNIST could not be"):
-            mnist(str(tmp_path / "root"), download=True)
-
-
-def test_download_fetches_checks_and_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from torchvision.datasets import MNIST
-
-    monkeypatch.setenv("no_proxy", "*")
-    mirror = write(tmp_path / "mirror", contents(), packed=True)
-    archives = [mirror / f"{name}.gz" for name in NAMES.values()]
-    sums = [(path.name, hashlib.md5(path.read_bytes()).hexdigest()) for path in archives]
-    monkeypatch.setattr(MNIST, "resources", sums)
-    root = tmp_path / "root"
-    with serving(mirror) as url:
-        monkeypatch.setattr(MNIST, "mirrors", [url])
-        data = mnist(str(root), download=True)
-    assert data.digest == mnist(str(mirror)).digest
-    assert mnist(str(root)).digest == data.digest
-
-    monkeypatch.setattr(MNIST, "mirrors", [])
-    assert mnist(str(root), download=True).digest == data.digest  # nothing to fetch
-
-
-def test_a_failed_download_is_one_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from torchvision.datasets import MNIST
-
-    monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(MNIST, "mirrors", ["https://127.0.0.1:1/", "http://127.0.0.1:1/"])
+    comes_from(monkeypatch, tmp_path / "empty", mirror)
     with pytest.raises(ValueError, match=r"^dataset.download=true: MNIST could not be") as caught:
         mnist(str(tmp_path / "root"), download=True)
-    assert "\n" not in str(caught.value)
-    assert capsys.readouterr().out == ""
+    message = str(caught.value)
+    assert f"{tmp_path / 'empty'}/train-images-idx3-ubyte.gz: could not be fetched" in message
+    assert f"{mirror}/train-images-idx3-ubyte.gz: has the md5" in message
+    assert message.endswith("put its files there and set dataset.download=false")
+    assert "\n" not in message
+    assert not list((tmp_path / "root" / "MNIST" / "raw").iterdir())
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    comes_from(monkeypatch, tmp_path / "empty")
+    with pytest.raises(ValueError, match=r"^dataset.download=true: MNIST could not be"):
+        mnist(str(tmp_path / "file"), download=True)
 
 
 def test_nothing_is_downloaded_unless_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("scenarios.datasets.mnist._download", lambda root: pytest.fail("fetched"))
+    monkeypatch.setattr(
+        "scenarios.datasets.downloads.fetch", lambda *arguments: pytest.fail("fetched")
+    )
     with pytest.raises(ValueError, match="none of"):
         mnist(str(tmp_path))
     write(tmp_path, contents())
