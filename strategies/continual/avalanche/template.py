@@ -109,7 +109,7 @@ class TurnByTurn:
         strategy.is_training = True
         strategy.turn, strategy.stream, strategy._seed = turn, stream, turn.seed
         strategy.steps, strategy._next_epoch = 0, turn.first_epoch
-        strategy.metrics, strategy._steps_left = {}, turn.steps
+        strategy.metrics, strategy._steps_left = {}, None
         strategy._norms = [each for each in model.modules() if isinstance(each, _BatchNorm)]
         strategy._memories, strategy._drawn, strategy._tensors = [], 0, (None, [])
         # Avalanche's evaluator and periodic evaluation have nothing to do here and cost every hook.
@@ -214,13 +214,19 @@ class TurnByTurn:
         super()._after_training_exp(**kwargs)  # type: ignore[misc]
 
     def _train_exp(self, *args: Any, **kwargs: Any) -> None:
-        if self._steps_left is None:
+        if self.turn.steps is None and self.turn.work == 1:
             super()._train_exp(*args, **kwargs)  # type: ignore[misc]
-        while self._steps_left:
+        else:
+            self._train_steps()
+        self.end_turn()
+
+    def _train_steps(self) -> None:
+        while self._steps_left != 0:
             self._before_training_epoch()
+            if self._steps_left is None:  # the first pass shows how many steps one has
+                self._steps_left = self.turn.num_steps(len(self.dataloader))
             self.training_epoch()
             self._after_training_epoch()
-        self.end_turn()
 
     def _before_training_epoch(self, **kwargs: Any) -> None:
         epoch, self._next_epoch = self._next_epoch, self._next_epoch + 1

@@ -105,10 +105,12 @@ class Epochs(Generic[M]):
         """
         live, step = self._live, self._step
         leaves, slots = live.leaves, step.optimizer.initial(live.leaves)
-        epoch, left = self._turn.first_epoch, self._turn.steps
-        while left if left is not None else epoch < self._turn.first_epoch + self._turn.epochs:
+        epoch, left = self._turn.first_epoch, None
+        while left != 0:
             reseed_global(self._turn.seed("epoch", epoch))
             batches = self._batches(epoch, samples)
+            if left is None:  # the first pass shows how many steps one has
+                left = self._turn.num_steps(len(self._sizes))
             self._losses = losses = []
             for batch in islice(batches, left):
                 after, slots, memory, measures = step(leaves, slots, memory, batch)
@@ -118,7 +120,7 @@ class Epochs(Generic[M]):
                     self._lengths.append(measures["gradient_norm"])
             self._check()
             self.steps += len(losses)
-            left = None if left is None else left - len(losses)
+            left -= len(losses)
             epoch += 1
         return memory
 

@@ -49,7 +49,7 @@ class SettlingTemplate(PrototypeTemplate):
             model.settled.fill_(1)
             self.model.eval()
             super().end_turn()  # features do not move any more: the loss is that of new prototypes
-            if self._steps_left is None:  # nothing is updated between two batches
+            if self.turn.steps is None:  # nothing is updated between two batches
                 self.train_mb_size = max(self.train_mb_size, BATCH)
         super()._train_exp(*args, **kwargs)
 

@@ -1,0 +1,1 @@
+"""Cohort samplers: who trains in a round."""
