@@ -44,6 +44,7 @@ def ours(num_clients: int, num_rounds: int) -> dict[str, float]:
         Scenario,
         Shares,
         State,
+        Topic,
         Turn,
     )
     from strategies.aggregation.fedavg import FedAvg
@@ -68,12 +69,11 @@ def ours(num_clients: int, num_rounds: int) -> dict[str, float]:
         test=samples,
         shares=Shares.of([[torch.tensor([k])] for k in range(num_clients)]),
         held_out=Shares.of([[none]] * num_clients),
-        test_rows=(torch.tensor([0]),),
-        classes=((0,),),
-        transforms=(None,),
+        topics=(Topic((0,), torch.tensor([0])),),
+        orders=torch.zeros(num_clients, 1, dtype=torch.int64),
         num_classes=SIZE,
     )
-    schedule = Schedule(1, num_rounds)
+    schedule = Schedule.in_step(num_clients, 1, num_rounds)
     evaluator = Evaluator(SIZE, None)
     events: list[dict[str, object]] = []
     server = Server(

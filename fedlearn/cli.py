@@ -1,4 +1,4 @@
-"""The command line: ``fedlearn run``, ``list``, ``doctor``.
+"""The command line: ``fedlearn run``, ``show``, ``list``, ``doctor``.
 
 Nothing heavy is imported before a command needs it, so that help and errors answer at once.
 """
@@ -17,6 +17,8 @@ INTERRUPTED = 130
 
 COMMANDS = {
     "run": "train clients on a stream of experiences, evaluate, and log",
+    "manifest": "print what defines a run's protocol; fedlearn run manifest=RUN repeats it",
+    "show": "draw a protocol: who holds what, and who learns what when; trains nothing",
     "list": "show every choice of every group",
     "doctor": "check this machine: versions, devices, data, W&B",
 }
@@ -38,6 +40,7 @@ examples:
   fedlearn run continual=naive                       the same without a memory
   fedlearn run -m continual=naive,replay seed=0,1,2  six runs and a table that compares them
   fedlearn run dry_run=true                          what a run would cost
+  fedlearn show partition=iid clock=staggered        the protocol: tables and pictures
   fedlearn list continual                            the continual strategies
 
 tab completion, in ~/.bashrc:

@@ -1,7 +1,6 @@
 """One client's turn: the Flower ClientApp."""
 
 import math
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -15,6 +14,7 @@ from torch import nn
 from fedlearn import records
 from fedlearn.client_state import ClientState
 from fedlearn.evaluation import Evaluator
+from fedlearn.faults import Faults
 from fedlearn.lr_schedules import Constant, LrSchedule, factor_at
 from fedlearn.schedule import Schedule
 from fedlearn.screening import is_finite
@@ -31,6 +31,7 @@ class LocalWork:
         batch_size: Samples a step, at least 1.
         steps: Optimiser steps a turn, at least 1, in place of whole epochs; None for `epochs`.
         lr_schedule: What the learning rate is multiplied by, round by round.
+        faults: Who has time for a part of a turn only.
     """
 
     run_seed: int
@@ -38,6 +39,7 @@ class LocalWork:
     batch_size: int
     steps: int | None = None
     lr_schedule: LrSchedule = Constant()  # noqa: RUF009 - frozen
+    faults: Faults = Faults()  # noqa: RUF009 - frozen
 
 
 class Client:
@@ -77,6 +79,8 @@ class Client:
         kept = ClientState(context.state)
         kept.settle(instruction.acknowledged)
         now = self._schedule.experience(client_id, instruction.server_round)
+        if now is None:
+            return records.idle_reply(message)
         experience = self._scenario.experience(client_id, now)
         if not len(experience):
             return records.idle_reply(message)
@@ -92,8 +96,11 @@ class Client:
             previous=stream(last) if last is not None and last != now else None,
             config=instruction.config,
             steps=self._work.steps,
-            lr_factor=factor_at(self._work.lr_schedule, self._schedule, instruction.server_round),
+            lr_factor=factor_at(
+                self._work.lr_schedule, self._schedule, client_id, instruction.server_round
+            ),
             progress=self._schedule.progress(client_id, instruction.server_round),
+            work=self._work.faults.work(self._work.run_seed, client_id, instruction.server_round),
         )
         records.load(self._model, instruction.parameters, instruction.buffers)
         self._model.train()
@@ -116,14 +123,11 @@ class Client:
 
     def _first_epoch(self, client_id: int, server_round: int) -> int:
         """Return how many local epochs come before a round's, as if every turn had been taken."""
-        steps = self._work.steps
+        rounds, steps = self._schedule.rounds_before(client_id, server_round), self._work.steps
         if steps is None:
-            return (server_round - 1) * self._work.epochs
-        turns = Counter(
-            self._schedule.experience(client_id, earlier) for earlier in range(1, server_round)
-        )
+            return int(rounds.sum()) * self._work.epochs
         epochs = 0
-        for index, count in turns.items():
+        for index, count in enumerate(rounds.tolist()):
             batches = math.ceil(
                 len(self._scenario.experience(client_id, index)) / self._work.batch_size
             )

@@ -1,37 +1,18 @@
-"""The cohort: which clients train in a round. A pure function of (seed, round)."""
+"""The cohort: how many clients train in a round, and a grid that knows no others.
 
-from collections.abc import Iterable, Sequence
+Who they are is up to `fedlearn.cohorts`.
+"""
+
+from collections.abc import Iterable
 from typing import Any
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from fedlearn.seeding import numpy_generator
-
 
 def cohort_size(num_clients: int, fraction_train: float) -> int:
     """Return how many clients train each round: at least one."""
     return max(1, round(fraction_train * num_clients))
-
-
-def sample_clients(
-    run_seed: int, purpose: str, server_round: int, client_ids: Sequence[int], fraction: float
-) -> list[int]:
-    """Return a share of the clients, ascending, without repeats.
-
-    Args:
-        run_seed: The run's seed.
-        purpose: ``"cohort"`` for training, another word for another use: draws are independent.
-        server_round: 1-based.
-        client_ids: Every client, ascending.
-        fraction: Share to sample, in (0, 1].
-    """
-    size = cohort_size(len(client_ids), fraction)
-    if size == len(client_ids):
-        return list(client_ids)
-    generator = numpy_generator(run_seed, purpose, server_round)
-    chosen = generator.choice(len(client_ids), size=size, replace=False)
-    return [client_ids[at] for at in sorted(chosen.tolist())]
 
 
 class CohortGrid(Grid):

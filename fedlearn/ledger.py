@@ -4,7 +4,7 @@ import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
-OUTCOMES = ("accepted", "idle", "diverged", "quarantined", "failed")
+OUTCOMES = ("accepted", "idle", "dropped", "diverged", "quarantined", "failed")
 """How a turn can end, as the server sees it."""
 
 
@@ -17,7 +17,7 @@ class Ledger:
         down_bytes: Array bytes from server to clients, likewise.
         steps: Optimiser steps of all clients.
         replayed: Samples that came from memory, over all steps.
-        turns: How many ended how: accepted, idle, diverged, quarantined or failed.
+        turns: How many ended how: accepted, idle, dropped, diverged, quarantined or failed.
         state_bytes: What each client kept after its last accepted turn, its tensors, by client id.
         train_s: Seconds spent in clients' turns.
         round_s: Seconds of each round, evaluation included.

@@ -139,12 +139,13 @@ class Linear(LrSchedule):
         return 1 - (1 - self.end) * at / max(rounds - 1, 1)
 
 
-def factor_at(lr_schedule: LrSchedule, schedule: Schedule, server_round: int) -> float:
-    """Return the factor of `server_round` (1-based) of a run with this task clock."""
+def factor_at(
+    lr_schedule: LrSchedule, schedule: Schedule, client_id: int, server_round: int
+) -> float:
+    """Return the factor of a client's turn in `server_round` (1-based), by the task clock."""
     if lr_schedule.over == "run":
         return lr_schedule.factor(server_round - 1, schedule.num_rounds)
-    rounds = schedule.rounds_per_experience
-    return lr_schedule.factor((server_round - 1) % rounds, rounds)
+    return lr_schedule.factor(*schedule.place(client_id, server_round))
 
 
 def check_warmup(lr_schedule: LrSchedule, schedule: Schedule) -> None:
@@ -154,7 +155,8 @@ def check_warmup(lr_schedule: LrSchedule, schedule: Schedule) -> None:
         ValueError: It does not.
     """
     by_run = lr_schedule.over == "run"
-    rounds = schedule.num_rounds if by_run else schedule.rounds_per_experience
+    shortest = int((schedule.ends - schedule.begins).min()) + 1
+    rounds = schedule.num_rounds if by_run else shortest
     if lr_schedule.warmup >= rounds:
         span = "the run" if by_run else "an experience"
         raise ValueError(

@@ -38,7 +38,7 @@ def execute(
         KeyboardInterrupt: The user ended it.
     """
     started = time.perf_counter()
-    manifest = experiment.scenario.manifest()
+    manifest = {**experiment.scenario.manifest(), "protocol": experiment.protocol}
     server, client = make_parts(experiment, tracker)
     tracker.start(run_dir, config, manifest)
     status = FAILED
@@ -78,6 +78,8 @@ def make_parts(experiment: "Experiment", tracker: "Tracker") -> tuple[Server, Cl
             fraction_evaluate=settings.fraction_evaluate,
             evaluate_every=settings.evaluate_every,
             max_failed_rounds=settings.max_failed_rounds,
+            cohort=experiment.cohort,
+            faults=experiment.faults,
         ),
         tracker.event,
     )
@@ -93,6 +95,7 @@ def make_parts(experiment: "Experiment", tracker: "Tracker") -> tuple[Server, Cl
             batch_size=settings.local.batch_size,
             steps=settings.local.steps,
             lr_schedule=experiment.lr_schedule,
+            faults=experiment.faults,
         ),
     )
     return server, client
@@ -132,7 +135,7 @@ def summary_of(
         "clients": experiment.scenario.num_clients,
         "experiences": experiment.scenario.num_experiences,
         "score": experiment.scenario.score,
-        **server.scoreboard.summary(server.learned),
+        **server.scoreboard.summary(),
         **server.ledger.summary(seconds),
         "wandb": {"mode": "none", "id": None, "dir": None},  # a tracker knows better
     }

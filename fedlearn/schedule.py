@@ -1,43 +1,116 @@
 """The task clock: which experience a client is in at a round, whoever was sampled."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rounds = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Schedule:
-    """The synchronous clock: every client spends the same rounds in each experience.
+    """Whose experience lasts from when to when. Rounds are 1-based, experiences 0-based.
 
-    Rounds are 1-based, experiences 0-based: rounds ``1..R`` are experience 0, ``R+1..2R``
-    experience 1, and so on.
+    A client's experiences follow each other, perhaps with pauses. Time passes for everybody, here
+    or not: who is away while an experience lasts has missed it.
 
     Attributes:
-        num_experiences: T, at least 1.
-        rounds_per_experience: R, at least 1.
+        begins: (K, T) int64, the first round of each client's each experience.
+        ends: (K, T) int64, its last round.
+        away: (K, 2) int64: each client is away from the first of these rounds up to, but not
+            including, the second; None for nobody.
     """
 
-    num_experiences: int
-    rounds_per_experience: int
+    begins: Rounds
+    ends: Rounds
+    away: Rounds | None = None
 
-    def __post_init__(self) -> None:
-        for key in ("num_experiences", "rounds_per_experience"):
-            if getattr(self, key) < 1:
-                raise ValueError(f"{key}={getattr(self, key)}: must be at least 1")
+    @classmethod
+    def in_step(cls, num_clients: int, num_experiences: int, rounds_per_experience: int) -> Self:
+        """Return the clock of clients that all spend the same rounds in each experience."""
+        for key, value in (
+            ("num_experiences", num_experiences),
+            ("rounds_per_experience", rounds_per_experience),
+        ):
+            if value < 1:
+                raise ValueError(f"{key}={value}: must be at least 1")
+        ends = np.arange(1, num_experiences + 1, dtype=np.int64) * rounds_per_experience
+        shape = (num_clients, num_experiences)
+        return cls(
+            np.broadcast_to(ends - rounds_per_experience + 1, shape), np.broadcast_to(ends, shape)
+        )
+
+    @property
+    def num_experiences(self) -> int:
+        """T."""
+        return int(self.ends.shape[1])
 
     @property
     def num_rounds(self) -> int:
         """Rounds in the whole run."""
-        return self.num_experiences * self.rounds_per_experience
+        return int(self.ends[:, -1].max())
 
-    def experience(self, client_id: int, server_round: int) -> int:
-        """Return the experience, 0-based, that `client_id` is in at `server_round`."""
+    def experience(self, client_id: int, server_round: int) -> int | None:
+        """Return the experience that `client_id` is in at `server_round`, None in none."""
         if not 1 <= server_round <= self.num_rounds:
             raise ValueError(f"round={server_round}: must be in 1..{self.num_rounds}")
-        return (server_round - 1) // self.rounds_per_experience
+        index = int(np.searchsorted(self.ends[client_id], server_round))
+        if index == self.num_experiences or server_round < self.begins[client_id, index]:
+            return None
+        return index
+
+    def present(self, server_round: int) -> list[int]:
+        """Return the clients that are there and in an experience at `server_round`, ascending."""
+        here = ((self.begins <= server_round) & (server_round <= self.ends)).any(1)
+        if self.away is not None:
+            here &= (server_round < self.away[:, 0]) | (self.away[:, 1] <= server_round)
+        return [int(client_id) for client_id in np.flatnonzero(here)]
+
+    def place(self, client_id: int, server_round: int) -> tuple[int, int]:
+        """Return how many rounds of the client's present experience are over, and its rounds.
+
+        Raises:
+            ValueError: The client is in none.
+        """
+        index = self.experience(client_id, server_round)
+        if index is None:
+            raise ValueError(f"round={server_round}: client {client_id} is in no experience")
+        begin, end = (int(each[client_id, index]) for each in (self.begins, self.ends))
+        return server_round - begin, end - begin + 1
 
     def progress(self, client_id: int, server_round: int) -> float:
         """Return the share of `client_id`'s present experience that is over, in [0, 1)."""
-        return (server_round - 1) % self.rounds_per_experience / self.rounds_per_experience
+        over, rounds = self.place(client_id, server_round)
+        return over / rounds
 
-    def ends_experience(self, server_round: int) -> bool:
-        """Whether `server_round` is the last round of its experience."""
-        return server_round % self.rounds_per_experience == 0
+    def rounds_before(self, client_id: int, server_round: int) -> Rounds:
+        """Return (T,): how many rounds the client's each experience lasted before this round."""
+        ends = np.minimum(self.ends[client_id], server_round - 1)
+        lasted: Rounds = np.maximum(ends - self.begins[client_id] + 1, 0)
+        return lasted
+
+    def stage(self, server_round: int) -> int:
+        """Return how many experiences everybody has behind at the start of `server_round`, < T."""
+        return min(int((self._last < server_round).sum()), self.num_experiences - 1)
+
+    def entered(self, server_round: int) -> Rounds:
+        """Return (K,): how many experiences each client has entered by `server_round`."""
+        entered: Rounds = (self.begins <= server_round).sum(1)
+        return entered
+
+    def finishing(self, server_round: int) -> list[tuple[int, Sequence[int]]]:
+        """Return the experiences that end at `server_round`, each with its clients, ascending."""
+        clients, experiences = (self.ends == server_round).nonzero()
+        return [
+            (int(index), [int(client_id) for client_id in clients[experiences == index]])
+            for index in np.unique(experiences)
+        ]
+
+    @property
+    def _last(self) -> Rounds:
+        """(T,): the round at whose end the last client has finished each experience."""
+        last: Rounds = self.ends.max(0)
+        return last

@@ -1,7 +1,7 @@
 """What the server accepts from clients: nothing that could spoil the global model gets through."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard, cast
 
@@ -38,6 +38,7 @@ class Screened:
         accepted: Fit for aggregation, by client id, ascending; parameters only.
         buffers: Each accepted client's buffers.
         idle: Clients that had nothing to train on.
+        dropped: Clients whose reply was left unread: see `fedlearn.faults`.
         diverged: Clients whose loss was lost, and how: they count as little as idle ones.
         quarantined: Clients whose reply must not be used, and why.
         failed: Clients that raised, and what.
@@ -47,6 +48,7 @@ class Screened:
     accepted: dict[int, Message] = field(default_factory=dict)
     buffers: dict[int, Tensors] = field(default_factory=dict)
     idle: list[int] = field(default_factory=list)
+    dropped: list[int] = field(default_factory=list)
     diverged: dict[int, str] = field(default_factory=dict)
     quarantined: dict[int, str] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
@@ -63,6 +65,7 @@ def screen(
     parameters: Mapping[str, Tensor],
     buffers: Mapping[str, Tensor],
     max_examples: Callable[[int], int],
+    dropped: Collection[int] = (),
 ) -> Screened:
     """Sort a round's replies into those to use, those to leave out, and why.
 
@@ -72,13 +75,16 @@ def screen(
         parameters: The global parameters: names, shapes and dtypes that a reply must have.
         buffers: The global buffers, likewise.
         max_examples: The most samples that a client can honestly report.
+        dropped: Clients of the cohort whose replies are to be lost.
     """
-    screened = Screened()
+    screened = Screened(dropped=sorted(dropped))
     accepted: dict[int, Message] = {}
     for message in replies:
         client_id = client_of.get(message.metadata.src_node_id)
         if client_id is None:
             continue  # not of this cohort: a late reply, which was never asked for in this round
+        if client_id in dropped:
+            continue
         if message.has_error():
             screened.failed[client_id] = " ".join(str(message.error.reason).split())
             continue

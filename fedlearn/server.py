@@ -3,10 +3,12 @@
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.app.exception import AppExitException
@@ -15,8 +17,11 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor, nn
 
 from fedlearn import records
-from fedlearn.cohort import CohortGrid, sample_clients
+from fedlearn.cohort import CohortGrid, cohort_size
+from fedlearn.cohorts.sampler import CohortSampler, Told, candidates_at, sample_clients
+from fedlearn.cohorts.uniform import Uniform
 from fedlearn.evaluation import Evaluator
+from fedlearn.faults import Faults
 from fedlearn.ledger import OUTCOMES, Ledger
 from fedlearn.schedule import Schedule
 from fedlearn.scoreboard import Accuracies, Scoreboard, jsonable
@@ -43,7 +48,10 @@ class RoundPlan:
             an experience's end, in [0, 1].
         evaluate_every: The seen experiences are tested every so many rounds, and at an
             experience's end always.
-        max_failed_rounds: So many failed rounds in a row end the run.
+        max_failed_rounds: So many failed rounds in a row end the run. A round that only `faults`
+            kept from changing anything is neither a failed one nor a success: it is not counted.
+        cohort: Chooses who trains in a round.
+        faults: Whose replies are lost.
     """
 
     run_seed: int
@@ -51,6 +59,8 @@ class RoundPlan:
     fraction_evaluate: float
     evaluate_every: int
     max_failed_rounds: int
+    cohort: CohortSampler = Uniform()  # noqa: RUF009 - frozen
+    faults: Faults = Faults()  # noqa: RUF009 - frozen
 
 
 class Server:
@@ -62,6 +72,7 @@ class Server:
         scoreboard: What was measured so far.
         ledger: What it cost so far.
         rounds: Rounds completed.
+        told: What cohorts may depend on beside the round.
     """
 
     def __init__(
@@ -97,9 +108,11 @@ class Server:
         self.parameters = records.parameters_of(model)
         self.buffers = records.buffers_of(model)
         self._frozen = [name for name, each in model.named_parameters() if not each.requires_grad]
-        self.scoreboard = Scoreboard(scenario, model, evaluator)
+        self.scoreboard = Scoreboard(scenario, schedule, model, evaluator)
         self.ledger = Ledger()
         self.rounds = 0
+        self.told = Told()
+        self._sizes = scenario.shares.sizes().numpy()
         self._acknowledged: dict[int, int] = {}
         self._failed_in_a_row = 0
 
@@ -108,11 +121,6 @@ class Server:
         """The sha256 of the global weights."""
         return digest_of({**self.parameters, **self.buffers})
 
-    @property
-    def learned(self) -> int:
-        """Experiences learned to their end."""
-        return self.rounds // self._schedule.rounds_per_experience
-
     def run(self, grid: Grid) -> None:
         """Run every round.
 
@@ -120,12 +128,14 @@ class Server:
             RunFailedError: `max_failed_rounds` rounds in a row changed nothing.
         """
         nodes = self._find_clients(grid)
-        everything = range(self._scenario.num_experiences)
-        self.scoreboard.baseline, _ = self._test(everything)
+        board = self.scoreboard
+        board.baseline = board.of_experiences(self._test(board.topics())[0])
         for server_round in range(1, self._schedule.num_rounds + 1):
-            self._round(grid, nodes, server_round)
-            if self._schedule.ends_experience(server_round):
-                self._end_experience(grid, nodes, server_round)
+            accuracy = self._round(grid, nodes, server_round)
+            present = set(self._schedule.present(server_round))
+            for experience, clients in self._schedule.finishing(server_round):
+                here = {k: nodes[k] for k in clients if k in present and k in nodes}
+                self._end_experience(grid, here, server_round, experience, clients, accuracy)
             self.rounds = server_round
 
     def _find_clients(self, grid: Grid) -> dict[int, int]:
@@ -145,12 +155,11 @@ class Server:
             self._warn(f"client {client_id} did not answer; the run goes on without it")
         return dict(sorted(nodes.items()))
 
-    def _round(self, grid: Grid, nodes: Mapping[int, int], server_round: int) -> None:
+    def _round(self, grid: Grid, nodes: Mapping[int, int], server_round: int) -> Accuracies:
+        """Take one round; return the new model's accuracy by topic, NaN where not tested."""
         started = time.perf_counter()
-        # Step 1: the cohort, a pure function of (seed, round).
-        cohort = sample_clients(
-            self._plan.run_seed, "cohort", server_round, list(nodes), self._plan.fraction_train
-        )
+        # Step 1: the cohort, a pure function of (seed, round) and of what was told before.
+        cohort = self._cohort(nodes, server_round)
         client_of = {nodes[client_id]: client_id for client_id in cohort}
 
         # Step 2: the aggregation writes its instructions; each client gets a copy of its own.
@@ -167,15 +176,18 @@ class Server:
         replies = list(grid.send_and_receive(messages))
         train_s = time.perf_counter() - sent
 
-        # Step 4: only sound replies go on, in the order of client ids.
+        # Step 4: only sound replies go on, in the order of client ids; some are lost on purpose.
+        lost = partial(self._plan.faults.lost, self._plan.run_seed, server_round=server_round)
         screened = screen(
             replies,
             client_of,
             self.parameters,
             self.buffers,
             lambda client_id: self._most_examples(client_id, server_round),
+            set(filter(lost, cohort)),
         )
         clients = {str(k): _client_event(message) for k, message in screened.accepted.items()}
+        self.told.book(cohort, _losses(clients))
 
         # Step 5: the new global model, and which clients may commit their state.
         aggregated, failure = self._aggregate(screened, server_round)
@@ -184,7 +196,7 @@ class Server:
 
         # Step 6: measure and tell.
         evaluation = time.perf_counter()
-        server = self._evaluate(server_round)
+        server, accuracy = self._evaluate(server_round)
         evaluate_s = time.perf_counter() - evaluation
         self.ledger.up_bytes += screened.up_bytes
         self.ledger.down_bytes += down_bytes
@@ -201,10 +213,11 @@ class Server:
             {
                 "event": "round",
                 "round": server_round,
-                "experience": self._schedule.experience(0, server_round),
+                "experience": self._schedule.stage(server_round),
                 "server": server,
                 "clients": clients,
                 "idle": screened.idle,
+                "dropped": screened.dropped,
                 "diverged": _named(screened.diverged),
                 "quarantined": _named(screened.quarantined),
                 "failed": _named(screened.failed),
@@ -217,7 +230,15 @@ class Server:
                 "aggregated": aggregated,
             }
         )
-        self._count_failure(failure, server_round)
+        self._count_failure(failure, server_round, self._is_injected(screened))
+        return accuracy
+
+    def _cohort(self, reachable: Container[int], server_round: int) -> list[int]:
+        plan, schedule = self._plan, self._schedule
+        candidates = candidates_at(
+            server_round, schedule, self._sizes, plan.run_seed, plan.fraction_train, reachable
+        )
+        return [] if candidates is None else plan.cohort.choose(candidates, self.told)
 
     def _addressed(
         self,
@@ -227,6 +248,8 @@ class Server:
         server_round: int,
     ) -> list[Message]:
         """Return the aggregation's messages, each made its client's own, in client-id order."""
+        if not client_of:
+            return []
         config = ConfigRecord({records.SERVER_ROUND: server_round})
         arrays = records.to_arrays(self.parameters)
         with borrowed_global_rng(seed(self._plan.run_seed, "configure", server_round)):
@@ -240,7 +263,7 @@ class Server:
 
     def _most_examples(self, client_id: int, server_round: int) -> int:
         index = self._schedule.experience(client_id, server_round)
-        return len(self._scenario.experience(client_id, index))
+        return 0 if index is None else len(self._scenario.experience(client_id, index))
 
     def _aggregate(
         self, screened: Screened, server_round: int
@@ -252,6 +275,8 @@ class Server:
                 return {}, "no valid reply"
             if screened.diverged:
                 return {}, "every client that trained diverged"
+            if screened.dropped:
+                return {}, "no reply is left"
             return {}, None  # everyone sampled was idle: nothing to learn is not a failure
         if self._bound is not None and (reason := self._bound(len(accepted))):
             return {}, reason
@@ -278,9 +303,20 @@ class Server:
         self.buffers = average_buffers(screened.buffers, weights)
         return dict(aggregated or {}), None
 
-    def _count_failure(self, failure: str | None, server_round: int) -> None:
+    def _is_injected(self, screened: Screened) -> bool:
+        """Whether a round with too few replies had enough without those that were lost."""
+        got, lost = len(screened.accepted), len(screened.dropped)
+        if not got:
+            wrong = screened.diverged or screened.quarantined or screened.failed
+            return lost > 0 and not wrong
+        return self._bound is not None and bool(self._bound(got)) and not self._bound(got + lost)
+
+    def _count_failure(self, failure: str | None, server_round: int, injected: bool) -> None:
         if failure is None:
             self._failed_in_a_row = 0
+            return
+        if injected:
+            self._warn(f"round {server_round} changed nothing, because of faults: {failure}")
             return
         self._failed_in_a_row += 1
         self._warn(f"round {server_round} failed, the global model stays: {failure}")
@@ -292,45 +328,65 @@ class Server:
     def _warn(self, message: str) -> None:
         self._emit({"event": "warning", "message": message})
 
-    def _test(self, experiences: Iterable[int]) -> tuple[Accuracies, Accuracies]:
-        return self.scoreboard.test(self.parameters, self.buffers, experiences)
+    def _test(self, topics: Iterable[int]) -> tuple[Accuracies, Accuracies]:
+        return self.scoreboard.test(self.parameters, self.buffers, topics)
 
-    def _evaluate(self, server_round: int) -> dict[str, Any]:
-        """Test the global model where this round asks for it; return the event's section."""
-        ends = self._schedule.ends_experience(server_round)
-        if not ends and server_round % self._plan.evaluate_every:
-            return {}
-        now = self._schedule.experience(0, server_round)
-        everything, seen = range(self._scenario.num_experiences), range(now + 1)
-        accuracy, loss = self._test(everything if ends else seen)
-        if ends:
-            self.scoreboard.accuracy[now] = accuracy
-        return {
-            "accuracy": float(accuracy[: now + 1].mean()),
-            "loss": float(loss[: now + 1].mean()),
-            "per_experience": jsonable(accuracy),
+    def _evaluate(self, server_round: int) -> tuple[dict[str, Any], Accuracies]:
+        """Test the global model where this round asks for it.
+
+        Returns:
+            The event's section, empty without a test, and the accuracy by topic, NaN likewise.
+        """
+        board = self.scoreboard
+        ends = bool(self._schedule.finishing(server_round))
+        asked = ends or server_round % self._plan.evaluate_every == 0
+        begun = board.topics(server_round) if asked else []
+        if not begun:
+            return {}, np.full(len(self._scenario.topics), np.nan)
+        accuracy, loss = self._test(board.topics() if ends else begun)
+        section = {
+            "accuracy": board.of_seen(accuracy, server_round),
+            "loss": board.of_seen(loss, server_round),
+            "per_experience": jsonable(board.of_experiences(accuracy)),
         }
+        return section, accuracy
 
-    def _end_experience(self, grid: Grid, nodes: Mapping[int, int], server_round: int) -> None:
-        """Have clients test the global model on their own held-out samples; tell the result."""
-        now = self._schedule.experience(0, server_round)
-        if self._plan.fraction_evaluate > 0:
-            self.scoreboard.read_clients(now, self._ask_clients(grid, nodes, server_round))
-        self._emit(
-            {
-                "event": "experience",
-                "experience": now,
-                "round": server_round,
-                **self.scoreboard.row(now),
-            }
-        )
+    def _end_experience(
+        self,
+        grid: Grid,
+        nodes: Mapping[int, int],
+        server_round: int,
+        experience: int,
+        clients: Sequence[int],
+        accuracy: Accuracies,
+    ) -> None:
+        """Have those who finish an experience test the global model; tell, once all have.
+
+        Args:
+            grid: Where the clients are.
+            nodes: Node ids of those of `clients` that can be asked.
+            server_round: 1-based.
+            experience: What ends.
+            clients: For whom.
+            accuracy: (M,) of the global model, by topic.
+        """
+        if self._plan.fraction_evaluate > 0 and nodes:
+            self.scoreboard.read_clients(experience, self._ask_clients(grid, nodes, server_round))
+        if self.scoreboard.finish(experience, clients, accuracy):
+            self._emit(
+                {
+                    "event": "experience",
+                    "experience": experience,
+                    "round": server_round,
+                    **self.scoreboard.row(experience),
+                }
+            )
 
     def _ask_clients(
         self, grid: Grid, nodes: Mapping[int, int], server_round: int
     ) -> dict[int, Message]:
-        chosen = sample_clients(
-            self._plan.run_seed, "evaluate", server_round, list(nodes), self._plan.fraction_evaluate
-        )
+        size = cohort_size(len(nodes), self._plan.fraction_evaluate)
+        chosen = sample_clients(self._plan.run_seed, "evaluate", server_round, list(nodes), size)
         client_of = {nodes[client_id]: client_id for client_id in chosen}
         messages = self._addressed(
             self._aggregation.configure_evaluate,
@@ -386,6 +442,12 @@ def _client_event(message: Message) -> dict[str, Any]:
         "state_bytes": told.pop(records.STATE_BYTES, 0),
         **{name.replace("-", "_"): value for name, value in told.items()},
     }
+
+
+def _losses(clients: Mapping[str, Mapping[str, Any]]) -> dict[int, float]:
+    """Return the training losses in a round's event, by client id."""
+    told = {int(key): client["loss"] for key, client in clients.items()}
+    return {client_id: loss for client_id, loss in told.items() if loss is not None}
 
 
 def _named(reasons: Mapping[int, str]) -> list[dict[str, Any]]:

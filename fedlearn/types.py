@@ -78,9 +78,10 @@ class Samples:
         if x.dtype != torch.uint8:
             return x
         x = x.to(torch.float32).div_(255)
-        for numbers, change in ((self.mean, x.sub_), (self.std, x.div_)):
-            if numbers not in ((0.0,), (1.0,)):
-                change(torch.tensor(numbers, device=x.device).view(-1, 1, 1))
+        if self.mean != (0.0,):
+            x.sub_(torch.tensor(self.mean, device=x.device).view(-1, 1, 1))
+        if self.std != (1.0,):
+            x.div_(torch.tensor(self.std, device=x.device).view(-1, 1, 1))
         return x
 
 
@@ -92,7 +93,7 @@ class Experience:
         index: Position in the stream, 0-based.
         samples: The store that `rows` points into.
         rows: (n,) int64. May be empty: the client then has nothing to learn here.
-        classes: The classes that this experience is about, over all clients.
+        classes: The classes that this experience is about, whoever learns it.
         task_label: Index of the head to use; 0 unless the scenario is task-incremental.
         transform: The domain of this experience, or None for the inputs as they are.
     """
@@ -120,45 +121,77 @@ class Experience:
 
 @dataclass(frozen=True)
 class Shares:
-    """Which rows belong to which (client, experience): one flat tensor and its offsets.
+    """Which rows belong to which (client, experience): slices of one flat tensor.
+
+    Experiences of a client that hold the same rows share a slice.
 
     Attributes:
-        rows: (n,) int64, the rows of pair (0, 0), then those of (0, 1), ...
-        offsets: (num_clients * num_experiences + 1,) int64, where each pair's rows begin.
-        num_experiences: T.
+        rows: (n,) int64.
+        begins: (K, T) int32, because there may be many: where in `rows` each pair's slice begins.
+        ends: (K, T) int32: where it ends.
     """
 
     rows: Tensor
-    offsets: Tensor
-    num_experiences: int
+    begins: Tensor
+    ends: Tensor
 
     @classmethod
     def of(cls, nested: Sequence[Sequence[Tensor]]) -> "Shares":
         """Build from rows nested as ``nested[client][experience]``."""
         flat = [rows for stream in nested for rows in stream]
-        lengths = torch.tensor([0, *(len(rows) for rows in flat)], dtype=torch.int64)
+        sizes = torch.tensor([len(rows) for rows in flat], dtype=torch.int64)
+        ends = sizes.cumsum(0).view(len(nested), -1) if flat else sizes.view(len(nested), 0)
         rows = torch.cat(flat) if flat else torch.empty(0, dtype=torch.int64)
-        return cls(rows.to(torch.int64), lengths.cumsum(0), len(nested[0]) if nested else 0)
+        begins = ends - sizes.view(ends.shape)
+        return cls(rows.to(torch.int64), begins.int(), ends.int())
 
     @property
     def num_clients(self) -> int:
         """Number of clients."""
-        return (len(self.offsets) - 1) // max(self.num_experiences, 1)
+        return self.begins.shape[0]
+
+    @property
+    def num_experiences(self) -> int:
+        """T."""
+        return self.begins.shape[1]
 
     def __getitem__(self, pair: tuple[int, int]) -> Tensor:
         """Return the rows of (client, experience), a view."""
-        client_id, experience = pair
-        at = client_id * self.num_experiences + experience
-        return self.rows[int(self.offsets[at]) : int(self.offsets[at + 1])]
+        return self.rows[int(self.begins[pair]) : int(self.ends[pair])]
 
     def sizes(self) -> Tensor:
-        """Return (num_clients, num_experiences) int64: how many rows each pair holds."""
-        return self.offsets.diff().view(self.num_clients, self.num_experiences)
+        """Return (K, T) int64: how many rows each pair holds."""
+        return (self.ends - self.begins).long()
+
+    def pairs(self) -> tuple[Tensor, Tensor]:
+        """Return the pairs, numbered client * T + experience, (m,) int64, and a row of each, (m,).
+
+        Every pair comes once with each row that it holds.
+        """
+        sizes = self.sizes().flatten()
+        pairs = torch.arange(len(sizes)).repeat_interleave(sizes)
+        within = torch.arange(len(pairs)) - (sizes.cumsum(0) - sizes)[pairs]
+        return pairs, self.rows[self.begins.flatten()[pairs] + within]
+
+
+@dataclass(frozen=True)
+class Topic:
+    """What an experience is about, whoever learns it: classes, a domain, a test set.
+
+    Attributes:
+        classes: The classes.
+        test_rows: (n,) int64, rows of the scenario's test store.
+        transform: The domain, or None for the inputs as they are.
+    """
+
+    classes: tuple[int, ...]
+    test_rows: Tensor
+    transform: Transform | None = None
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """A protocol, built once: who learns what, when, and on what it is tested.
+    """A protocol, built once: who learns what, in which order, and on what it is tested.
 
     Attributes:
         name: The field's name, e.g. ``"split_digits"``.
@@ -167,12 +200,13 @@ class Scenario:
         test: The test store.
         shares: Training rows of each (client, experience).
         held_out: Rows of `train` set aside for each (client, experience), disjoint from `shares`.
-        test_rows: One tensor of `test` rows an experience, T of them.
-        classes: The classes of each experience, T tuples.
-        transforms: The domain of each experience, T of them.
+        topics: What there is to learn, M of them.
+        orders: (K, T) int64: the topic of each client's experiences. Where all clients learn the
+            same in the same order, M is T and every row is 0, 1, ..., T-1.
         num_classes: C, the size of the (single, full-size) head: of a regression, its outputs.
+        views: How each client sees every input, K of them, None for as it is; None for all so.
         recipe: What the protocol was built from, as plain JSON values: dataset and its digest,
-            stream, partition, seed, class order.
+            stream, partition, clock, skew, seed, class order.
     """
 
     name: str
@@ -181,10 +215,10 @@ class Scenario:
     test: Samples
     shares: Shares
     held_out: Shares
-    test_rows: tuple[Tensor, ...]
-    classes: tuple[tuple[int, ...], ...]
-    transforms: tuple[Transform | None, ...]
+    topics: tuple[Topic, ...]
+    orders: Tensor
     num_classes: int
+    views: tuple[Transform | None, ...] | None = None
     recipe: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -195,7 +229,12 @@ class Scenario:
     @property
     def num_experiences(self) -> int:
         """T, the length of every stream."""
-        return len(self.classes)
+        return self.orders.shape[1]
+
+    @property
+    def classes(self) -> tuple[tuple[int, ...], ...]:
+        """The classes of each topic, M tuples."""
+        return tuple(topic.classes for topic in self.topics)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -207,15 +246,9 @@ class Scenario:
         """What accuracies are called: ``"accuracy"``, or ``"R²"`` of a regression."""
         return "R²" if self.train.regression else "accuracy"
 
-    def _experience(self, index: int, samples: Samples, rows: Tensor) -> Experience:
-        task_label = index if self.kind == "task" else 0
-        return Experience(
-            index, samples, rows, self.classes[index], task_label, self.transforms[index]
-        )
-
     def experience(self, client_id: int, index: int) -> Experience:
         """Return experience `index` of `client_id`'s training stream."""
-        return self._experience(index, self.train, self.shares[client_id, index])
+        return self._experience(client_id, index, self.shares)
 
     def stream(self, client_id: int) -> list[Experience]:
         """Return the training stream of `client_id`."""
@@ -224,15 +257,36 @@ class Scenario:
     def held_out_stream(self, client_id: int) -> list[Experience]:
         """Return what `client_id` set aside to test itself on, by experience."""
         return [
-            self._experience(index, self.train, self.held_out[client_id, index])
+            self._experience(client_id, index, self.held_out)
             for index in range(self.num_experiences)
         ]
 
     def test_stream(self) -> list[Experience]:
-        """Return the global test sets, by experience."""
+        """Return the global test sets, by topic."""
         return [
-            self._experience(index, self.test, rows) for index, rows in enumerate(self.test_rows)
+            self._about(index, topic, self.test, topic.test_rows, topic.transform, index)
+            for index, topic in enumerate(self.topics)
         ]
+
+    def _experience(self, client_id: int, index: int, shares: Shares) -> Experience:
+        at = int(self.orders[client_id, index])
+        topic, view = self.topics[at], self.views[client_id] if self.views else None
+        transform = topic.transform
+        if view is not None:
+            transform = view if transform is None else Chain(view, transform)
+        return self._about(index, topic, self.train, shares[client_id, index], transform, at)
+
+    def _about(
+        self,
+        index: int,
+        topic: Topic,
+        samples: Samples,
+        rows: Tensor,
+        transform: Transform | None,
+        at: int,
+    ) -> Experience:
+        task_label = at if self.kind == "task" else 0
+        return Experience(index, samples, rows, topic.classes, task_label, transform)
 
     def to(self, device: torch.device | str) -> "Scenario":
         """Return the same protocol with its samples on `device` (indices stay where they are)."""
@@ -253,13 +307,34 @@ class Scenario:
             **({"regression": True} if self.train.regression else {}),
             "input_shape": list(self.input_shape),
             "classes": [list(classes) for classes in self.classes],
+            "orders": digest(self.orders),
             "sizes": self.shares.sizes().tolist(),
             "held_out_sizes": self.held_out.sizes().tolist(),
-            "test_sizes": [len(rows) for rows in self.test_rows],
-            "rows": digest(self.shares.rows, self.held_out.rows, *self.test_rows),
+            "test_sizes": [len(topic.test_rows) for topic in self.topics],
+            "labels": digest(self.train.y, self.test.y),
+            "rows": digest(
+                *(
+                    each
+                    for part in (self.shares, self.held_out)
+                    for each in (part.rows, part.begins)
+                ),
+                *(topic.test_rows for topic in self.topics),
+            ),
         }
         canonical = json.dumps(body, sort_keys=True, separators=(",", ":"))
         return {**body, "hash": hashlib.sha256(canonical.encode()).hexdigest()}
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Two transforms, one after the other."""
+
+    first: Transform
+    then: Transform
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return `x` (batch, *input_shape), changed twice."""
+        return self.then(self.first(x))
 
 
 def digest(*tensors: Tensor) -> str:
@@ -268,7 +343,7 @@ def digest(*tensors: Tensor) -> str:
     for tensor in tensors:
         array = tensor.detach().cpu().contiguous().numpy()
         sha256.update(str((array.dtype.str, array.shape)).encode())
-        sha256.update(array.tobytes())
+        sha256.update(array.data)  # not copied: stores are large
     return sha256.hexdigest()
 
 
@@ -309,6 +384,7 @@ class Turn:
             ends where the steps do. None for `epochs` whole passes.
         lr_factor: What the learning rate is multiplied by in this turn, greater than 0.
         progress: Share of the experience's rounds that are over, in [0, 1); None where unknown.
+        work: Share of `epochs` or `steps` that there is time for, in (0, 1]; see `num_steps`.
     """
 
     run_seed: int
@@ -322,10 +398,16 @@ class Turn:
     steps: int | None = None
     lr_factor: float = 1.0
     progress: float | None = None
+    work: float = 1.0
 
     def seed(self, purpose: str, *numbers: int) -> int:
         """Return the seed of (run, purpose, client, ...numbers)."""
         return seed(self.run_seed, purpose, self.client_id, *numbers)
+
+    def num_steps(self, batches: int) -> int:
+        """Return how many steps the turn has, at least 1, where an epoch has so many batches."""
+        whole = self.epochs * batches if self.steps is None else self.steps
+        return math.ceil(self.work * whole)
 
 
 @dataclass(frozen=True)

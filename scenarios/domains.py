@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fedlearn.seeding import generator
+
 
 @dataclass(frozen=True)
 class PixelPermutation:
@@ -89,3 +91,73 @@ class Rotation:
             exact = F.affine_grid(theta, [1, 1, height, width], align_corners=False)
             grid = self._placed[key] = exact.to(x.device, x.dtype)
         return grid
+
+
+@dataclass(frozen=True)
+class Blur:
+    """Blurs images with a Gaussian, mirrored at the edges.
+
+    Attributes:
+        sigma: Standard deviation in pixels, greater than 0; the kernel reaches 3 sigma.
+    """
+
+    sigma: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the images `x` (batch, channels, height, width), blurred."""
+        for dim in (2, 3):
+            reach = min(math.ceil(3 * self.sigma), x.shape[dim] - 1)
+            at = torch.arange(-reach, reach + 1, dtype=x.dtype, device=x.device)
+            kernel = torch.exp(-((at / self.sigma) ** 2) / 2)
+            kernel = (kernel / kernel.sum()).view((-1, 1) if dim == 2 else (1, -1))
+            padding = (0, 0, reach, reach) if dim == 2 else (reach, reach, 0, 0)
+            channels = x.shape[1]
+            x = F.conv2d(
+                F.pad(x, padding, mode="reflect"),
+                kernel.expand(channels, 1, -1, -1),
+                groups=channels,
+            )
+        return x
+
+
+@dataclass(frozen=True)
+class PatternNoise:
+    """Adds the same normal noise to every input, as a bad sensor does.
+
+    Attributes:
+        std: Standard deviation of the pattern.
+        seed: Of the pattern.
+    """
+
+    std: float
+    seed: int
+    _placed: dict[tuple[torch.device, torch.dtype, torch.Size], Tensor] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.std, self.seed)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return `x` (batch, *input_shape) with the pattern added."""
+        key = (x.device, x.dtype, x.shape[1:])
+        pattern = self._placed.get(key)
+        if pattern is None:
+            drawn = torch.randn(x.shape[1:], generator=generator(self.seed, "pattern-noise"))
+            pattern = self._placed[key] = (self.std * drawn).to(x.device, x.dtype)
+        return x + pattern
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Multiplies each channel: a weaker contrast, or a tint.
+
+    Attributes:
+        factors: One number, or one a channel.
+    """
+
+    factors: tuple[float, ...]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return the images `x` (batch, channels, height, width), each channel scaled."""
+        return x * torch.tensor(self.factors, dtype=x.dtype, device=x.device).view(-1, 1, 1)

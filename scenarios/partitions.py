@@ -1,11 +1,14 @@
 """Partitions: how the samples are split across clients.
 
-Every partition is disjoint and complete, and a pure function of (labels, num_clients, seed).
+Every partition is disjoint and complete (but for what a file declares unused), and a pure function
+of (dataset, num_clients, seed).
 """
 
+import json
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -15,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedlearn.seeding import numpy_generator
+from scenarios.dataset import Dataset
 
 DRAWS = 100
 """How often a partition is drawn before a client that stays too small is reported."""
@@ -27,13 +31,12 @@ class Partition(Protocol):
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
-    def split(self, labels: Tensor, num_clients: int, num_classes: int, seed: int) -> list[Tensor]:
+    def split(self, dataset: Dataset, num_clients: int, seed: int) -> list[Tensor]:
         """Return the rows of each client, ascending: `num_clients` tensors (n_k,) int64.
 
         Args:
-            labels: (n,) int64, each in [0, num_classes).
+            dataset: Whose training samples to split, n of them.
             num_clients: K, from 1 to n.
-            num_classes: C.
             seed: The run's seed.
 
         Raises:
@@ -54,29 +57,35 @@ class _Drawn(ABC):
     min_samples: int = field(default=1, kw_only=True)
 
     remedy: ClassVar[str] = "lower num_clients"
-    needs_labels: ClassVar[bool] = False
+    by_labels: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.min_samples < 0:
             raise ValueError(f"partition.min_samples={self.min_samples}: must be at least 0")
 
-    def split(self, labels: Tensor, num_clients: int, num_classes: int, seed: int) -> list[Tensor]:
+    def split(self, dataset: Dataset, num_clients: int, seed: int) -> list[Tensor]:
         """Return the rows of each client, ascending; see `Partition.split`."""
-        _check_num_clients(num_clients, len(labels))
-        if num_clients * self.min_samples > len(labels):
+        if self.by_labels and dataset.regression:
+            raise ValueError(
+                f"partition {type(self).__name__} goes by labels, and dataset {dataset.name} is a "
+                "regression"
+            )
+        size = len(dataset.train)
+        check_num_clients(num_clients, size)
+        if num_clients * self.min_samples > size:
             raise ValueError(
                 f"partition.min_samples={self.min_samples}: {num_clients} clients would need "
-                f"{num_clients * self.min_samples} samples, there are {len(labels)}"
+                f"{num_clients * self.min_samples} samples, there are {size}"
             )
-        array = labels.cpu().numpy()
+        num_classes = dataset.num_classes
+        array = dataset.train.y.cpu().numpy()
         for draw in range(DRAWS):
             owners = self._owners(
                 array, num_clients, num_classes, numpy_generator(seed, "partition", draw)
             )
             sizes = np.bincount(owners, minlength=num_clients)
             if sizes.min() >= self.min_samples:
-                rows = torch.from_numpy(owners.argsort(kind="stable"))
-                return list(torch.split(rows, sizes.tolist()))
+                return _rows_of(owners, num_clients)
         raise ValueError(
             f"partition.min_samples={self.min_samples}: {(sizes < self.min_samples).sum()} of "
             f"{num_clients} clients hold fewer in each of {DRAWS} draws; {self.remedy}, or set "
@@ -118,7 +127,7 @@ class Dirichlet(_Drawn):
     alpha: float = 0.5
 
     remedy: ClassVar[str] = "raise partition.alpha, lower num_clients"
-    needs_labels: ClassVar[bool] = True
+    by_labels: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -153,7 +162,7 @@ class Pathological(_Drawn):
     classes_per_client: int = 2
 
     remedy: ClassVar[str] = "raise partition.classes_per_client, lower num_clients"
-    needs_labels: ClassVar[bool] = True
+    by_labels: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -162,9 +171,9 @@ class Pathological(_Drawn):
                 f"partition.classes_per_client={self.classes_per_client}: must be at least 1"
             )
 
-    def split(self, labels: Tensor, num_clients: int, num_classes: int, seed: int) -> list[Tensor]:
+    def split(self, dataset: Dataset, num_clients: int, seed: int) -> list[Tensor]:
         """Return the rows of each client, ascending; see `Partition.split`."""
-        k = self.classes_per_client
+        k, num_classes = self.classes_per_client, dataset.num_classes
         if k > num_classes:
             raise ValueError(
                 f"partition.classes_per_client={k}: more than the dataset's {num_classes} classes"
@@ -176,7 +185,7 @@ class Pathological(_Drawn):
                 f"{-(-num_classes // num_clients)}, or num_clients to at least "
                 f"{-(-num_classes // k)}"
             )
-        return super().split(labels, num_clients, num_classes, seed)
+        return super().split(dataset, num_clients, seed)
 
     def _owners(
         self, labels: Integers, num_clients: int, num_classes: int, rng: Generator
@@ -238,7 +247,116 @@ class Quantity(_Drawn):
         return _dealt(rng.permutation(len(labels)), owners)
 
 
-def _check_num_clients(num_clients: int, num_samples: int) -> None:
+@dataclass(frozen=True)
+class LogNormal(_Drawn):
+    """Client sizes follow a log-normal law; labels are independent and identically distributed.
+
+    Each client gets `min_samples`, and the rest is shared out in proportion to exp(sigma * z), z
+    standard normal (as LEAF's synthetic data, Caldas et al. 2018, has the sizes of its users).
+
+    Attributes:
+        sigma: At least 0: 0 makes equal sizes, 2 makes a few clients hold most.
+    """
+
+    sigma: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.sigma < math.inf:
+            raise ValueError(f"partition.sigma={self.sigma}: must be at least 0 and finite")
+        object.__setattr__(self, "sigma", float(self.sigma))  # 1 and 1.0 are one protocol
+
+    def _owners(
+        self, labels: Integers, num_clients: int, num_classes: int, rng: Generator
+    ) -> Integers:
+        drawn = self.sigma * rng.standard_normal(num_clients)
+        weights = np.exp(drawn - drawn.max())  # relative to the largest: no overflow
+        rest = np.array([len(labels) - num_clients * self.min_samples])
+        sizes = self.min_samples + _rounded(weights[None] / weights.sum(), rest)[0]
+        return _dealt(rng.permutation(len(labels)), np.repeat(np.arange(num_clients), sizes))
+
+
+@dataclass(frozen=True)
+class Natural:
+    """Every client holds all samples of some values of a tag: of some writers, users, hospitals.
+
+    The values are dealt out in an order drawn from the run's seed; clients hold as many as each
+    other, give or take one.
+
+    Attributes:
+        by: The tag.
+    """
+
+    by: str = "writer"
+
+    def split(self, dataset: Dataset, num_clients: int, seed: int) -> list[Tensor]:
+        """Return the rows of each client, ascending; see `Partition.split`."""
+        tag = dataset.tag(self.by, "partition.by")[0]
+        values = torch.unique(tag)
+        if num_clients > len(values):
+            raise ValueError(
+                f"num_clients={num_clients}: more than the {len(values)} values of "
+                f"partition.by={self.by}"
+            )
+        check_num_clients(num_clients, len(tag))
+        order = numpy_generator(seed, "partition").permutation(len(values))
+        client_of = np.empty(len(values), dtype=np.int64)
+        client_of[order] = _even(len(values), num_clients)
+        owners = client_of[torch.searchsorted(values, tag).numpy()]
+        return _rows_of(owners, num_clients)
+
+
+@dataclass(frozen=True)
+class FromFile:
+    """Every client holds the rows that a file says.
+
+    Attributes:
+        path: A JSON file: a list with one list of row numbers, from 0, for each client. No row
+            may come twice, and none that is there is left out silently: rows in no list must be
+            named in one more list, under the key ``"unused"`` of an object whose key ``"clients"``
+            has the lists.
+    """
+
+    path: str
+
+    def split(self, dataset: Dataset, num_clients: int, seed: int) -> list[Tensor]:
+        """Return the rows of each client, ascending; see `Partition.split`."""
+        held, unused = self._read()
+        if len(held) != num_clients:
+            raise ValueError(
+                f"num_clients={num_clients}: partition.path={self.path} has {len(held)} clients"
+            )
+        size = len(dataset.train)
+        times = np.zeros(size, dtype=np.int64)
+        for rows in (*held, unused):
+            wrong = rows[(rows < 0) | (rows >= size)]
+            if len(wrong):
+                raise ValueError(f"{self.path}: row {wrong[0]}: must be in 0..{size - 1}")
+            np.add.at(times, rows, 1)
+        for found, problem in ((times > 1, "comes twice"), (times == 0, "is in no list")):
+            if found.any():
+                raise ValueError(f"{self.path}: row {int(found.argmax())} {problem}")
+        return [torch.from_numpy(np.sort(rows)) for rows in held]
+
+    def _read(self) -> tuple[list[Integers], Integers]:
+        try:
+            content = json.loads(Path(self.path).expanduser().read_text())
+        except (OSError, ValueError) as error:
+            raise ValueError(f"partition.path={self.path}: cannot be read: {error}") from error
+        named = content if isinstance(content, dict) else {"clients": content}
+        clients = named.get("clients")
+        lists = [*clients, named.get("unused", [])] if isinstance(clients, list) else [None]
+        if not all(
+            isinstance(rows, list) and all(type(row) is int and abs(row) < 2**63 for row in rows)
+            for rows in lists
+        ):
+            raise ValueError(f"{self.path}: must be a list of lists of whole numbers")
+        *held, unused = (np.array(rows, dtype=np.int64) for rows in lists)
+        return held, unused
+
+
+def check_num_clients(num_clients: int, num_samples: int) -> None:
+    """Raise ``ValueError`` unless there is a client, and a sample for each."""
     if num_clients < 1:
         raise ValueError(f"num_clients={num_clients}: must be at least 1")
     if num_clients > num_samples:
@@ -263,6 +381,12 @@ def _rounded(shares: NDArray[np.float64], totals: Integers) -> Integers:
     """
     ends = np.rint(shares.cumsum(axis=1) * totals[:, None]).astype(np.int64)
     return np.diff(ends, axis=1, prepend=0)
+
+
+def _rows_of(owners: Integers, num_clients: int) -> list[Tensor]:
+    """Return the rows of each client, ascending, given the owner of each row."""
+    sizes = np.bincount(owners, minlength=num_clients)
+    return list(torch.split(torch.from_numpy(owners.argsort(kind="stable")), sizes.tolist()))
 
 
 def _dealt(rows: Integers, owners: Integers) -> Integers:

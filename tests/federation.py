@@ -11,13 +11,16 @@ from torch import nn
 from torch.nn import functional as F
 
 from fedlearn.client import Client, LocalWork, make_client_app
+from fedlearn.cohorts.sampler import CohortSampler
+from fedlearn.cohorts.uniform import Uniform
 from fedlearn.evaluation import Evaluator
+from fedlearn.faults import Faults
 from fedlearn.lr_schedules import Constant, LrSchedule
 from fedlearn.runtimes.inprocess import InProcess, InProcessGrid
 from fedlearn.schedule import Schedule
 from fedlearn.seeding import borrowed_global_rng
 from fedlearn.server import Bound, RoundPlan, Server, make_server_app
-from fedlearn.types import Experience, Report, Samples, Scenario, Shares, State, Turn
+from fedlearn.types import Experience, Report, Samples, Scenario, Shares, State, Topic, Turn
 from strategies.aggregation.fedavg import FedAvg
 
 CLASSES, FEATURES = 4, 6
@@ -41,15 +44,16 @@ class PlainSgd:
         state: State,
     ) -> Report:
         x, y = experience.gather()
-        loss, steps = 0.0, 0
-        for epoch in range(turn.epochs):
+        loss, steps, epoch = 0.0, 0, 0
+        while steps < (most := turn.num_steps(-(-len(y) // turn.batch_size))):
             order = torch.randperm(
                 len(y),
                 generator=torch.Generator().manual_seed(
                     turn.seed("batches", turn.first_epoch + epoch)
                 ),
             )
-            for batch in order.split(turn.batch_size):
+            epoch += 1
+            for batch in order.split(turn.batch_size)[: most - steps]:
                 model.zero_grad()
                 objective = F.cross_entropy(model(x[batch]), y[batch])
                 objective.backward()
@@ -104,11 +108,10 @@ def make_scenario(
         test=Samples(test_x, test_y),
         shares=Shares.of(shares),
         held_out=Shares.of(held_out),
-        test_rows=tuple(
-            torch.isin(test_y, torch.tensor(own)).nonzero().flatten() for own in classes
+        topics=tuple(
+            Topic(own, torch.isin(test_y, torch.tensor(own)).nonzero().flatten()) for own in classes
         ),
-        classes=classes,
-        transforms=(None,) * num_experiences,
+        orders=torch.arange(num_experiences).expand(num_clients, -1),
         num_classes=CLASSES,
         recipe={"seed": 0},
     )
@@ -155,10 +158,16 @@ def federate(
     bound: Bound | None = None,
     faults: Mapping[int, Fault] | None = None,
     grid_type: type[InProcessGrid] = InProcessGrid,
+    schedule: Schedule | None = None,
+    cohort: CohortSampler | None = None,
+    injected: Faults | None = None,
 ) -> tuple[Server, list[dict[str, Any]], InProcessGrid]:
     """Run a federation to its end; return the server, its events and the grid."""
     scenario = make_scenario() if scenario is None else scenario
-    schedule = Schedule(scenario.num_experiences, rounds_per_experience)
+    if schedule is None:
+        schedule = Schedule.in_step(
+            scenario.num_clients, scenario.num_experiences, rounds_per_experience
+        )
     evaluator = Evaluator(scenario.num_classes, None)
     events: list[dict[str, Any]] = []
     server = Server(
@@ -170,7 +179,15 @@ def federate(
         bound,
         build_model,
         evaluator,
-        RoundPlan(run_seed, fraction_train, 1.0, 1, max_failed_rounds),
+        RoundPlan(
+            run_seed,
+            fraction_train,
+            1.0,
+            1,
+            max_failed_rounds,
+            cohort or Uniform(),
+            injected or Faults(),
+        ),
         lambda event: events.append(dict(event)),
     )
     client = Client(
@@ -179,7 +196,7 @@ def federate(
         PlainSgd() if continual is None else continual,
         build_model,
         evaluator,
-        LocalWork(run_seed, epochs, 4, steps, lr_schedule or Constant()),
+        LocalWork(run_seed, epochs, 4, steps, lr_schedule or Constant(), injected or Faults()),
     )
     app = with_faults(make_client_app(client), faults or {})
     grids: list[InProcessGrid] = []

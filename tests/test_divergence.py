@@ -87,6 +87,7 @@ def test_a_round_in_which_everyone_who_trained_diverged_has_failed():
     assert server.ledger.turns == {
         "accepted": 16,
         "idle": 0,
+        "dropped": 0,
         "diverged": 8,
         "quarantined": 0,
         "failed": 0,

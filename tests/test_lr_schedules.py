@@ -76,17 +76,17 @@ def test_a_rate_that_falls_for_ever_never_reaches_0():
 
 
 def test_over_the_run_rounds_go_on_and_over_experiences_they_start_anew():
-    schedule = Schedule(num_experiences=3, rounds_per_experience=4)
+    schedule = Schedule.in_step(1, num_experiences=3, rounds_per_experience=4)
     rounds = range(1, 13)
-    run = [factor_at(Cosine(), schedule, each) for each in rounds]
+    run = [factor_at(Cosine(), schedule, 0, each) for each in rounds]
     assert run == [Cosine().factor(each - 1, 12) for each in rounds]
-    again = [factor_at(Cosine(over="experience"), schedule, each) for each in rounds]
+    again = [factor_at(Cosine(over="experience"), schedule, 0, each) for each in rounds]
     assert again == [Cosine().factor(t, 4) for t in range(4)] * 3
 
 
 @pytest.mark.parametrize(("over", "most"), [("run", 12), ("experience", 4)])
 def test_a_warm_up_must_leave_rounds_to_train(over, most):
-    schedule = Schedule(num_experiences=3, rounds_per_experience=4)
+    schedule = Schedule.in_step(1, num_experiences=3, rounds_per_experience=4)
     check_warmup(Constant(over=over, warmup=most - 1), schedule)
     with pytest.raises(
         ValueError, match=f"lr_schedule.warmup={most}: must be less than the {most}"

@@ -29,6 +29,12 @@ def test_a_command_of_the_readme_runs(
     assert main([*arguments, *dry]) == 0
 
 
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+def test_python_of_the_readme_runs(code: str, capsys: pytest.CaptureFixture[str]) -> None:
+    exec(compile(code, "README.md", "exec"), {})
+    assert re.fullmatch(r"\(0, 1\) [0-9a-f]{64}\n", capsys.readouterr().out)
+
+
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"\]\(([\w./]+)\)", README))))
 def test_a_file_that_the_readme_links_to_is_there(path: str) -> None:
     assert (ROOT / path).exists()

@@ -65,15 +65,15 @@ def test_generator_draws_without_touching_the_global_one():
 
 @given(st.integers(1, 7), st.integers(1, 9))
 def test_schedule_gives_each_experience_its_rounds_in_order(num_experiences, rounds):
-    schedule = Schedule(num_experiences, rounds)
+    schedule = Schedule.in_step(1, num_experiences, rounds)
     clock = [schedule.experience(0, r) for r in range(1, schedule.num_rounds + 1)]
     assert clock == sorted(clock)
     assert [clock.count(index) for index in range(num_experiences)] == [rounds] * num_experiences
-    ends = [r for r in range(1, schedule.num_rounds + 1) if schedule.ends_experience(r)]
+    ends = [r for r in range(1, schedule.num_rounds + 1) if schedule.finishing(r)]
     assert [clock[r - 1] for r in ends] == list(range(num_experiences))
 
 
 @pytest.mark.parametrize("server_round", [0, 7, -1])
 def test_schedule_refuses_rounds_that_are_not_there(server_round):
     with pytest.raises(ValueError, match=r"round=-?\d+: must be in 1\.\.6"):
-        Schedule(2, 3).experience(0, server_round)
+        Schedule.in_step(1, 2, 3).experience(0, server_round)

@@ -43,7 +43,7 @@ def _raises(message, reply, context):
 def test_the_global_model_learns_and_the_scoreboard_is_filled():
     server, events, _ = federate(continual=PlainSgd(lr=0.5), rounds_per_experience=20)
     board = server.scoreboard
-    assert server.learned == 2
+    assert server.scoreboard.learned == 2
     assert np.isfinite(board.accuracy).all()
     assert np.isfinite(board.baseline).all()
     assert board.accuracy[0, 0] > 0.9

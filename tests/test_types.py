@@ -70,7 +70,7 @@ def test_state_counts_its_bytes():
 
 def test_bytes_are_read_as_normalised_images_and_other_inputs_as_they_are():
     x = torch.arange(2 * 3 * 4, dtype=torch.uint8).view(2, 3, 2, 2) * 10
-    mean, std = (0.1, 0.2, 0.3), (0.5, 1.0, 2.0)
+    mean, std = (0.1, 1.0, 0.3), (0.5, 1.0, 2.0)
     rows = torch.tensor([1, 0])
     read = Samples(x, torch.zeros(2).long(), mean, std).inputs(rows)
     for channel in range(3):
@@ -78,6 +78,8 @@ def test_bytes_are_read_as_normalised_images_and_other_inputs_as_they_are():
         assert torch.allclose(read[:, channel].double(), expected, atol=1e-6)
     assert read.dtype == torch.float32
     assert torch.equal(Samples(x, torch.zeros(2).long()).inputs(rows), x[rows] / 255)
+    darker = Samples(x, torch.zeros(2).long(), (1.0,)).inputs(rows)
+    assert torch.allclose(darker, x[rows] / 255 - 1)
     tokens = torch.randint(80, (2, 5))
     assert torch.equal(Samples(tokens, torch.zeros(2).long()).inputs(rows), tokens[rows])
     with pytest.raises(ValueError, match="mean and std are for uint8 images"):

@@ -1,6 +1,7 @@
 """Tab completion: Hydra's, taught that the program has commands.
 
-Hydra completes the words after the program's name; ours are the words after ``fedlearn run``.
+Hydra completes the words after the program's name; ours are the words after ``fedlearn run`` or
+``fedlearn show``.
 """
 
 import contextlib
@@ -27,9 +28,9 @@ def command(arguments: Sequence[str]) -> int:
         _offer(COMMANDS, current)
     elif before[0] == "list":
         _offer(find_choices(), current)
-    elif before[0] == "run":
+    elif before[0] in ("run", "show"):  # the same words
         hydras = io.StringIO()
-        shortened = line.replace(" run ", " ", 1)
+        shortened = line.replace(f" {before[0]} ", " ", 1)
         with contextlib.redirect_stdout(hydras), environment("COMP_LINE", shortened):
             hydra_main(show_only, ["--shell-completion"], arguments)
         # files named _* are shared bases, not choices

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from fedlearn import records
-from fedlearn.cohort import cohort_size, sample_clients
+from fedlearn.cohort import cohort_size
+from fedlearn.cohorts.sampler import Told, candidates_at
 from fedlearn.config.experiment import Experiment
 from fedlearn.losses import make_loss
 
@@ -18,9 +19,13 @@ class Estimate:
 
     Attributes:
         rounds: Rounds of the whole run.
-        cohort: Clients that train in a round.
+        cohort: Clients that train in a round in which everybody is there.
+        asked: How often a client is asked to train over the run.
         turns: Turns of all clients over the run: those who have samples to learn.
+        lost: Turns whose reply the server never gets, of `turns`.
         steps: Optimiser steps of all turns.
+        exact: Whether these are the run's own cohorts; where they go by losses, that only the run
+            knows, they are what the sampler does while it knows none.
         parameters: Numbers in the model that training changes.
         model_bytes: What one model takes on the wire: parameters and buffers, one way.
         down_bytes: Bytes from server to clients over the run, tests at the clients included.
@@ -30,8 +35,11 @@ class Estimate:
 
     rounds: int
     cohort: int
+    asked: int
     turns: int
+    lost: int
     steps: int
+    exact: bool
     parameters: int
     model_bytes: int
     down_bytes: int
@@ -42,11 +50,7 @@ class Estimate:
 def estimate(experiment: Experiment) -> Estimate:
     """Return what `experiment` would cost; nothing of it is changed."""
     settings, scenario, schedule = experiment.settings, experiment.scenario, experiment.schedule
-    size = cohort_size(scenario.num_clients, settings.fraction_train)
-    testers = settings.fraction_evaluate and cohort_size(
-        scenario.num_clients, settings.fraction_evaluate
-    )
-    turns, steps = _work(experiment)
+    asked, turns, lost, steps = _work(experiment)
     model = experiment.build_model()
     model_bytes = sum(
         len(array.data)
@@ -55,32 +59,58 @@ def estimate(experiment: Experiment) -> Estimate:
     )
     return Estimate(
         rounds=schedule.num_rounds,
-        cohort=size,
+        cohort=cohort_size(scenario.num_clients, settings.fraction_train),
+        asked=asked,
         turns=turns,
+        lost=lost,
         steps=steps,
+        exact=not experiment.cohort.by_losses,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         model_bytes=model_bytes,
-        down_bytes=int(schedule.num_rounds * size + schedule.num_experiences * testers)
-        * model_bytes,
-        up_bytes=turns * model_bytes,
+        down_bytes=(asked + _tests(experiment)) * model_bytes,
+        up_bytes=(turns - lost) * model_bytes,
         step_s=time_step(experiment),
     )
 
 
-def _work(experiment: Experiment) -> tuple[int, int]:
-    """Return the turns and the steps of all clients over the run."""
-    settings, scenario, schedule = experiment.settings, experiment.scenario, experiment.schedule
-    sizes, clients = scenario.shares.sizes(), range(scenario.num_clients)
-    turns = steps = 0
+def _work(experiment: Experiment) -> tuple[int, int, int, int]:
+    """Return what is asked of clients over the run, their turns, those lost, and their steps."""
+    settings, schedule, local = experiment.settings, experiment.schedule, experiment.settings.local
+    sizes = experiment.scenario.shares.sizes().numpy()
+    everybody = range(len(sizes))
+    run_seed, fraction, faults = settings.seed, settings.fraction_train, experiment.faults
+    told = Told()
+    asked = turns = lost = steps = 0
     for server_round in range(1, schedule.num_rounds + 1):
-        for client_id in sample_clients(
-            settings.seed, "cohort", server_round, clients, settings.fraction_train
-        ):
-            size = int(sizes[client_id, schedule.experience(client_id, server_round)])
-            turns += size > 0
-            whole = math.ceil(size / settings.local.batch_size) * settings.local.epochs
-            steps += whole if settings.local.steps is None or not size else settings.local.steps
-    return turns, steps
+        here = candidates_at(server_round, schedule, sizes, run_seed, fraction, everybody)
+        if here is None:
+            continue
+        cohort = experiment.cohort.choose(here, told)
+        told.book(cohort, {})
+        asked += len(cohort)
+        samples = dict(zip(here.client_ids, here.samples.tolist(), strict=True))
+        for client_id in cohort:
+            if not samples[client_id]:
+                continue
+            turns += 1
+            lost += faults.lost(run_seed, client_id, server_round)
+            whole = local.steps or math.ceil(samples[client_id] / local.batch_size) * local.epochs
+            steps += math.ceil(faults.work(run_seed, client_id, server_round) * whole)
+    return asked, turns, lost, steps
+
+
+def _tests(experiment: Experiment) -> int:
+    """Return how often a client is asked to test the model over the run."""
+    schedule, fraction = experiment.schedule, experiment.settings.fraction_evaluate
+    if not fraction:
+        return 0
+    tests = 0
+    for server_round in range(1, schedule.num_rounds + 1):
+        present = set(schedule.present(server_round))
+        for _, clients in schedule.finishing(server_round):
+            here = len(present.intersection(clients))
+            tests += cohort_size(here, fraction) if here else 0
+    return tests
 
 
 def time_step(experiment: Experiment) -> float:
@@ -114,21 +144,28 @@ def describe(experiment: Experiment) -> str:
     once = _size(cost.cohort * cost.model_bytes)
     epochs, fixed = settings.local.epochs, settings.local.steps
     length = f"{epochs} epochs" if fixed is None else f"{fixed} steps"
+    who = f"up to {cost.cohort} a round ({choices['cohort']})"
+    about, lost = "about " * (not cost.exact), f"; {cost.lost:,} replies are lost" * (cost.lost > 0)
     lines = {
         "run": settings.name,
         "protocol": (
             f"{choices['scenario']}: {scenario.num_experiences} experiences x "
             f"{settings.rounds_per_experience} rounds = {cost.rounds} rounds"
         ),
-        "clients": f"{scenario.num_clients} ({choices['partition']}), {cost.cohort} a round",
-        "turns": f"{cost.turns:,} of clients with samples, {length} each",
-        "steps": f"{cost.steps:,} on up to {settings.local.batch_size} samples",
+        "clients": f"{scenario.num_clients} ({choices['partition']}), {who}",
+        "turns": f"{about}{cost.turns:,} of clients with samples, {length} each{lost}",
+        "steps": f"{about}{cost.steps:,} on up to {settings.local.batch_size} samples",
         "parameters": f"{cost.parameters:,} ({choices['model']})",
         "bytes a round": f"{once} down, up to {once} up",
-        "bytes in all": f"{_size(cost.down_bytes)} down, {_size(cost.up_bytes)} up",
+        "bytes in all": f"{about}{_size(cost.down_bytes)} down, {_size(cost.up_bytes)} up",
         "local training": (
             f"about {_duration(cost.steps * cost.step_s)} on {experiment.device}, at "
             f"{cost.step_s * 1e3:.2f} ms a step (one batch, timed now)"
+        ),
+        **(
+            {}
+            if cost.exact
+            else {"not known yet": f"losses, which cohort={choices['cohort']} goes by"}
         ),
         "not included": "memory and penalties of the continual strategy, aggregation, tests",
     }

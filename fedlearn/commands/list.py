@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from fedlearn.config.choices import default_choices, find_choices
@@ -36,7 +37,7 @@ def command(arguments: Sequence[str]) -> int:
     for group in arguments or dict.fromkeys(order):
         for choice in groups[group]:
             mark = " *" if defaults.get(group) == choice.name else ""
-            table.add_row(f"[cyan]{group}=[/]{choice.name}{mark}", choice.description)
+            table.add_row(f"[cyan]{group}=[/]{choice.name}{mark}", escape(choice.description))
         table.add_row()
     console.print(table)
     return 0

@@ -18,13 +18,17 @@ def command(arguments: Sequence[str]) -> int:
         ConfigError: A configuration cannot run.
     """
     flags = _Parser().parse_intermixed_args(list(arguments))
+    if any(text.startswith("manifest=") for text in flags.overrides):
+        from fedlearn.config.protocol import expand
+
+        flags.overrides = expand(flags.overrides)
     if flags.help:
         sys.stdout.write(run_help())
         return 0
     config_dir = flags.config_dir.absolute() if flags.config_dir else None
     if config_dir is not None and not config_dir.is_dir():
         raise ConfigError(f"--config-dir={flags.config_dir}: there is no such directory")
-    with _importable(Path.cwd()):
+    with importable(Path.cwd()):
         return _show(flags, config_dir) if flags.cfg or flags.info else _run(flags, config_dir)
 
 
@@ -78,7 +82,7 @@ def _run(flags: argparse.Namespace, config_dir: Path | None) -> int:
 
 
 @contextmanager
-def _importable(directory: Path) -> Iterator[None]:
+def importable(directory: Path) -> Iterator[None]:
     """Let YAML files name the user's own modules; installed ones come first."""
     sys.path.append(str(directory))
     try:

@@ -106,6 +106,7 @@ def _checked_settings(tree: Mapping[str, Any]) -> Settings:
     plain["local"].augment = schema.Augment(**tree["local"]["augment"])
     _check_local(plain["local"])
     plain["head"] = schema.Head(**plain["head"])
+    plain["faults"] = schema.Faults(**plain["faults"])
     if not _DEVICE.fullmatch(plain["device"]):
         raise ConfigError(
             f"device={plain['device']}: unknown"

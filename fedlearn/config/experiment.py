@@ -4,6 +4,7 @@ This is the one place where names turn into objects, and where the plug-ins meet
 them, Hydra imports them, and each gets typed arguments.
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -13,13 +14,16 @@ from hydra.utils import instantiate
 from torch import nn
 
 from fedlearn.cohort import cohort_size
+from fedlearn.cohorts.sampler import CohortSampler
 from fedlearn.config.attribution import attributed, blaming
 from fedlearn.config.checks import FUNCTIONAL, KINDS, REGRESSION, check, choose_twin, without_extras
 from fedlearn.config.composition import Composed
 from fedlearn.config.errors import ConfigError
 from fedlearn.config.local_training import local_training
+from fedlearn.config.protocol import check_same, protocol_of
 from fedlearn.config.schema import Settings
 from fedlearn.config.targets import TARGET, locate
+from fedlearn.faults import Faults
 from fedlearn.freezing import freeze
 from fedlearn.lr_schedules import LrSchedule, check_warmup
 from fedlearn.schedule import Schedule
@@ -39,6 +43,9 @@ DUTIES = {
     "dataset": ("train", "test", "num_classes", "digest"),
     "scenario": ("lay_out",),
     "partition": ("split",),
+    "clock": ("orders", "schedule"),
+    "skew": ("views", "labels"),
+    "cohort": ("choose", "check", "by_losses"),
     "continual": ("train_turn",),
     "aggregation": ("configure_train", "aggregate_train"),
     "optimizer": ("zero_grad", "step"),
@@ -65,6 +72,9 @@ class Plan:
         bound: Given a number of replies, why the aggregation cannot use so few, or None.
         stream: How the dataset unfolds.
         partition: How samples are split across clients.
+        clock: In which order and when clients meet their experiences.
+        skew: What is different about each client's samples.
+        cohort: Chooses who trains in a round.
         runtime: Runs the apps.
         tracker: Receives the events.
     """
@@ -78,6 +88,9 @@ class Plan:
     bound: Bound | None
     stream: Any
     partition: Any
+    clock: Any
+    skew: Any
+    cohort: CohortSampler
     runtime: "InProcess"
     tracker: "Tracker"
 
@@ -89,12 +102,15 @@ class Experiment:
     Attributes:
         settings: The plain values.
         choices: The option of each group, e.g. ``{"continual": "replay"}``.
+        protocol: What of the configuration defines the protocol.
         device: Where samples and models live.
         scenario: The protocol, on `device`.
         schedule: The task clock.
+        cohort: Chooses who trains in a round.
         build_model: Builds the initial model on `device`; the same weights on every call.
         training: What local training is made of.
         lr_schedule: What the learning rate is multiplied by, round by round.
+        faults: What goes wrong on purpose.
         continual: The clients' learner.
         aggregation: The server's Flower strategy.
         bound: Given a number of replies, why the aggregation cannot use so few, or None.
@@ -104,12 +120,15 @@ class Experiment:
 
     settings: Settings
     choices: dict[str, str]
+    protocol: dict[str, Any]
     device: torch.device
     scenario: Scenario
     schedule: Schedule
+    cohort: CohortSampler
     build_model: Callable[[], nn.Module]
     training: LocalTraining
     lr_schedule: LrSchedule
+    faults: Faults
     continual: ContinualStrategy
     aggregation: "Strategy"
     bound: Bound | None
@@ -136,6 +155,9 @@ def prepare(composed: Composed) -> Plan:
         bound=_bound(composed, settings),
         stream=stream,
         partition=_make(composed, "partition"),
+        clock=_make(composed, "clock"),
+        skew=_make(composed, "skew"),
+        cohort=_make(composed, "cohort"),
         runtime=_make(composed, "runtime"),
         tracker=_make(composed, "tracker"),
     )
@@ -148,17 +170,27 @@ def build(plan: Plan) -> Experiment:
         ConfigError: The data cannot be read, or the parts do not fit together.
     """
     composed, settings = plan.composed, plan.settings
-    scenario = _scenario(plan).to(plan.device)
+    scenario = load_scenario(plan).to(plan.device)
     _check_kind(composed, scenario.kind)
+    if settings.manifest is not None:
+        check_same(settings.manifest, scenario.manifest())
     if scenario.train.regression and not composed.tree["continual"].get(REGRESSION):
         raise ConfigError(
             f"continual={composed.choices['continual']}: is for classes, and "
             f"dataset={composed.choices['dataset']} is a regression"
         )
     training = local_training(settings, scenario, plan.optimizer)
-    schedule = Schedule(scenario.num_experiences, settings.rounds_per_experience)
+    schedule = plan.clock.schedule(
+        scenario.num_clients,
+        scenario.num_experiences,
+        settings.rounds_per_experience,
+        settings.seed,
+    )
     with blaming("lr_schedule", composed):
         check_warmup(plan.lr_schedule, schedule)
+    with blaming("cohort", composed):
+        size = cohort_size(scenario.num_clients, settings.fraction_train)
+        plan.cohort.check(scenario.num_clients, size, schedule.num_rounds)
     with blaming("continual", composed):
         continual = _continual_factory(composed, settings)(training=training)
     _expect(composed, "continual", continual)
@@ -166,12 +198,15 @@ def build(plan: Plan) -> Experiment:
     return Experiment(
         settings=settings,
         choices=composed.choices,
+        protocol=protocol_of(composed),
         device=plan.device,
         scenario=scenario,
         schedule=schedule,
+        cohort=plan.cohort,
         build_model=build_model,
         training=training,
         lr_schedule=plan.lr_schedule,
+        faults=Faults(**dataclasses.asdict(settings.faults)),
         continual=continual,
         aggregation=plan.aggregation,
         bound=plan.bound,
@@ -288,7 +323,12 @@ def load_dataset(composed: Composed) -> Any:
     return _make(composed, "dataset")
 
 
-def _scenario(plan: Plan) -> Scenario:
+def load_scenario(plan: Plan) -> Scenario:
+    """Load the data and return the protocol that a plan describes, on the CPU.
+
+    Raises:
+        ConfigError: The data cannot be read, or the parts do not fit together.
+    """
     composed, settings = plan.composed, plan.settings
     dataset = load_dataset(composed)
     build_scenario = locate("scenario", SCENARIO_BUILDER)
@@ -303,6 +343,9 @@ def _scenario(plan: Plan) -> Scenario:
                 num_clients=settings.num_clients,
                 held_out=composed.tree["scenario"].get("held_out", 0.0),
                 seed=settings.seed,
+                clock=plan.clock,
+                skew=plan.skew,
+                rounds_per_experience=settings.rounds_per_experience,
             ),
         )
 
@@ -320,11 +363,11 @@ def _model_factory(plan: Plan, scenario: Scenario) -> Callable[[], nn.Module]:
 
     with blaming("model", plan.composed):
         model = build_model().eval()
-        x = torch.zeros(1, *scenario.input_shape, device=plan.device)
+        x = scenario.train.inputs(torch.zeros(1, dtype=torch.int64))  # of the samples' own type
         try:
             with torch.no_grad():
                 logits = model(x)
-        except RuntimeError as error:  # what torch raises for shapes that do not fit
+        except (RuntimeError, IndexError) as error:  # for shapes, types or tokens that do not fit
             raise ValueError(f"takes no input of shape {list(x.shape)}: {error}") from error
         if logits.shape != (1, scenario.num_classes):
             raise ValueError(

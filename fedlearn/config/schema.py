@@ -13,6 +13,9 @@ GROUPS = (
     "dataset",
     "scenario",
     "partition",
+    "clock",
+    "skew",
+    "cohort",
     "model",
     "continual",
     "aggregation",
@@ -72,6 +75,15 @@ class Head:
 
 
 @dataclass
+class Faults:
+    """What goes wrong on purpose."""
+
+    drop_out: float = within("[0, 1)")
+    straggle: float = within("[0, 1]")
+    straggle_work: float = within("(0, 1]")
+
+
+@dataclass
 class Settings:
     """Everything about a run that is a plain value."""
 
@@ -84,11 +96,13 @@ class Settings:
     max_failed_rounds: int = within("[1, inf)")
     local: Local = field(default_factory=Local)
     head: Head = field(default_factory=Head)
+    faults: Faults = field(default_factory=Faults)
     engine: str = one_of("avalanche", "functional")
     device: str = MISSING
     out: str = MISSING
     name: str = MISSING
     dry_run: bool = MISSING
+    manifest: str | None = MISSING
 
 
 @dataclass
@@ -98,6 +112,9 @@ class Schema(Settings):
     dataset: Any = MISSING
     scenario: Any = MISSING
     partition: Any = MISSING
+    clock: Any = MISSING
+    skew: Any = MISSING
+    cohort: Any = MISSING
     model: Any = MISSING
     continual: Any = MISSING
     aggregation: Any = MISSING

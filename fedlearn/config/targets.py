@@ -68,6 +68,8 @@ def check_node(path: str, node: Any, supplied: Collection[str], extra: Collectio
         if key in limits:
             check_range(f"{path}.{key}", value, limits[key])
     for name in names:
+        if given.get(name) == "???":
+            raise ConfigError(f"{path}.{name}: is missing")
         if name not in given and parameters[name].default is inspect.Parameter.empty:
             raise ConfigError(f"{path}.{name}: is missing; {node[TARGET]} requires it")
 

@@ -22,8 +22,8 @@ class Charts:
     num_examples, steps, replayed, state_bytes, ...}`` (whatever clients report) for up to 20
     clients, else ``client/{mean, p10, p90}/...`` and ``client/worst/loss``;
     ``comm/{up, down}_bytes`` and ``comm/cumulative_{up, down}_bytes``;
-    ``time/{round_s, train_s, evaluate_s}``; ``cohort/{idle, diverged, quarantined, failed}``,
-    numbers of clients; ``aggregated/...``. An experience's row: ``cl/...``,
+    ``time/{round_s, train_s, evaluate_s}``; ``cohort/{idle, dropped, diverged, quarantined,
+    failed}``, numbers of clients; ``aggregated/...``. An experience's row: ``cl/...``,
     ``client_accuracy/{mean, weighted, std, worst10, jain}``, and ``client/<id>/accuracy`` (mean
     over the experiences learned so far) or its spread.
     """
@@ -58,7 +58,7 @@ class Charts:
         }
         for j, accuracy in enumerate(server.get("per_experience", ())):
             row |= _numbers(f"server/experience_{j}", {"accuracy": accuracy})
-        for name in ("idle", "diverged", "quarantined", "failed"):
+        for name in ("idle", "dropped", "diverged", "quarantined", "failed"):
             row[f"cohort/{name}"] = len(event.get(name, ()))
         clients = event.get("clients", {})
         for metric in dict.fromkeys(name for each in clients.values() for name in each):

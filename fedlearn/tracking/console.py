@@ -178,7 +178,7 @@ class ConsoleTracker:
         turns = summary.get("turns") or {}
         lost = [
             f"{turns[end]:,} {end}"
-            for end in ("diverged", "quarantined", "failed")
+            for end in ("dropped", "diverged", "quarantined", "failed")
             if turns.get(end)
         ]
         kept = storage.get("client_state_bytes_max")

@@ -14,21 +14,24 @@ are in [0, 1], times in seconds, sizes in bytes; rounds count from 1, experience
     run was resumed, so that later events of an earlier attempt are void; absent or null for a fresh
     run.
 ``round``, after every round
-    ``round``, ``experience``.
-    ``server``: ``accuracy`` (mean over the experiences seen so far), ``loss``, ``per_experience``
-    [T], all on the global test sets; or {} where this round was not evaluated.
+    ``round``; ``experience``, how many experiences all clients have behind them.
+    ``server``: ``accuracy`` and ``loss`` (mean over the clients of the mean over the experiences
+    that each has entered), ``per_experience`` [T] (mean over the clients), all on the global test
+    sets; or {} where this round was not evaluated.
     ``clients``: by client id, ``loss`` (training), ``num_examples``, ``steps``, ``replayed``
     (samples from memory), ``state_bytes`` (tensors kept for the next turn), and what else the
     continual strategy reports, such as ``grad_norm`` and ``grad_norm_max`` (see
     ``local.gradient_metrics``); those whose update was used.
     ``idle``: ids of clients that were sampled and had nothing to learn.
+    ``dropped``: ids of clients whose reply was lost on purpose (`fedlearn.faults`).
     ``diverged``, ``quarantined``, ``failed``: [{``client``, ``reason``}] whose loss was lost, whose
     reply was refused, or never came.
     ``comm``: ``up_bytes``, ``down_bytes`` of this round.
     ``time``: ``round_s``, ``train_s``, ``evaluate_s``.
     ``aggregated``: what the aggregation reports.
-``experience``, after the last round of each
-    ``experience``, ``round``; ``accuracy`` [T], a row of a[i, j]; ``cl``: the continual metrics so
+``experience``, once the last client has finished it by its clock
+    ``experience``, ``round``; ``accuracy`` [T], a row of a[i, j] (see `fedlearn.scoreboard` for
+    what it means where clients' streams differ); ``cl``: the continual metrics so
     far (`fedlearn.metrics.continual_summary`); ``client``: the spread over the clients
     (`fedlearn.metrics.client_summary`), or {}; ``client_accuracy``: by client id, [T] on its own
     held-out samples.
@@ -40,9 +43,10 @@ The *summary* of a run becomes ``summary.json``: ``status`` (``completed``, ``in
 ``rounds`` (completed), ``clients``, ``experiences``, ``score``, ``accuracy_matrix`` [T][T],
 ``baseline`` [T] (of the initial model), ``cl``, ``client``, ``comm`` {``up_bytes``,
 ``down_bytes``}, ``time`` {``total_s``, ``train_s``, ``round_s_median``}, ``work`` {``steps``,
-``samples_replayed``}, ``turns`` {``accepted``, ``idle``, ``diverged``, ``quarantined``, ``failed``}
-(how many ended so), ``storage`` {``client_state_bytes_max``, ``client_state_bytes_mean``} (over the
-clients, each after its last turn), ``wandb`` {``mode``, ``id``, ``dir``}.
+``samples_replayed``}, ``turns`` {``accepted``, ``idle``, ``dropped``, ``diverged``,
+``quarantined``, ``failed``} (how many ended so), ``storage`` {``client_state_bytes_max``,
+``client_state_bytes_mean``} (over the clients, each after its last turn), ``wandb`` {``mode``,
+``id``, ``dir``}.
 """
 
 import logging

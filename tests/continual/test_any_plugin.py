@@ -146,6 +146,8 @@ def test_loaders_see_every_sample_once_an_epoch_and_end_where_the_steps_do() -> 
     assert report.steps == 6
     (report,) = live(strategy, mlp(), split(1), steps=4)
     assert report.steps == 4
+    (report,) = live(strategy, mlp(), split(1), epochs=2, work=0.6)
+    assert report.steps == 4
 
 
 def test_loaders_use_known_statistics_for_a_batch_of_one_sample() -> None:

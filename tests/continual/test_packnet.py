@@ -201,7 +201,7 @@ def test_two_networks_of_equal_weights_prune_equally_where_magnitudes_tie() -> N
 
 
 def test_the_clock_tells_how_much_of_an_experience_is_over() -> None:
-    schedule = Schedule(num_experiences=2, rounds_per_experience=4)
+    schedule = Schedule.in_step(1, num_experiences=2, rounds_per_experience=4)
     progress = [schedule.progress(0, server_round) for server_round in range(1, 9)]
     assert progress == [0.0, 0.25, 0.5, 0.75] * 2
 

@@ -7,26 +7,45 @@ from hypothesis import strategies as st
 
 from fedlearn.types import Scenario, Shares
 from scenarios.build import build_scenario
+from scenarios.clocks import Clock
 from scenarios.dataset import Dataset
+from scenarios.datasets.arrays import from_arrays
 from scenarios.datasets.diabetes import diabetes
 from scenarios.datasets.synthetic import synthetic
-from scenarios.partitions import Dirichlet, Iid, Partition, Pathological, Quantity
-from scenarios.streams import (
-    ClassIncremental,
-    Permuted,
-    Rotated,
-    SharedHead,
-    Stream,
-    TaskIncremental,
-)
+from scenarios.partitions import Dirichlet, Iid, LogNormal, Partition, Pathological, Quantity
+from scenarios.skews import Skew
+from scenarios.streams.class_incremental import ClassIncremental, SharedHead, TaskIncremental
+from scenarios.streams.domain_incremental import Drifting, Permuted, Rotated
+from scenarios.streams.independent import Independent
+from scenarios.streams.instance_incremental import Blurry, Chunked, InstanceIncremental
+from scenarios.streams.layout import Stream
+from scenarios.streams.repetition import Repetition
 
 DATA = synthetic(num_classes=6, input_shape=(1, 4, 4), samples_per_class=30)
-STREAMS: list[Stream] = [ClassIncremental(4), TaskIncremental(3), Permuted(3), Rotated(3)]
+WHOLE: list[Stream] = [
+    ClassIncremental(4),
+    ClassIncremental(3, sizes=(1, 3, 2)),
+    TaskIncremental(3),
+    Permuted(3),
+    Rotated(3),
+    Drifting(3),
+]
+"""Streams whose experiences hold all of a client's samples of their classes."""
+
+STREAMS: list[Stream] = [
+    *WHOLE,
+    InstanceIncremental(3),
+    Chunked(6, chunks=2),
+    Blurry(3, blur=0.2),
+    Repetition(4, 3),
+    Independent(3, 2),
+]
 PARTITIONS: list[Partition] = [
     Iid(),
     Dirichlet(0.3, min_samples=0),
     Pathological(2),
     Quantity(1.0),
+    LogNormal(1.0),
 ]
 
 
@@ -37,8 +56,26 @@ def build(
     held_out: float = 0.1,
     seed: int = 0,
     dataset: Dataset = DATA,
+    clock: Clock | None = None,
+    skew: Skew | None = None,
+    rounds_per_experience: int | None = None,
 ) -> Scenario:
-    return build_scenario("toy", dataset, stream, partition, num_clients, held_out, seed)
+    return build_scenario(
+        "toy",
+        dataset,
+        stream,
+        partition,
+        num_clients,
+        held_out,
+        seed,
+        clock,
+        skew,
+        rounds_per_experience,
+    )
+
+
+def rows_tested(scenario: Scenario) -> list[torch.Tensor]:
+    return [topic.test_rows for topic in scenario.topics]
 
 
 def pairs(scenario: Scenario) -> list[tuple[int, int]]:
@@ -46,7 +83,7 @@ def pairs(scenario: Scenario) -> list[tuple[int, int]]:
     return [(k, t) for k in range(scenario.num_clients) for t in experiences]
 
 
-@pytest.mark.parametrize("stream", STREAMS)
+@pytest.mark.parametrize("stream", WHOLE)
 @pytest.mark.parametrize("partition", PARTITIONS)
 @given(num_clients=st.integers(3, 30), held_out=st.floats(0, 0.5), seed=st.integers(0, 2**32))
 @settings(max_examples=15)
@@ -54,7 +91,7 @@ def test_every_pair_holds_its_clients_rows_of_its_classes(
     stream: Stream, partition: Partition, num_clients: int, held_out: float, seed: int
 ) -> None:
     scenario = build(stream, partition, num_clients, held_out, seed)
-    owned = partition.split(DATA.train.y, num_clients, 6, seed)
+    owned = partition.split(DATA, num_clients, seed)
     for client_id, t in pairs(scenario):
         trained, aside = scenario.shares[client_id, t], scenario.held_out[client_id, t]
         mine = owned[client_id]
@@ -71,19 +108,19 @@ def test_new_classes_use_each_sample_exactly_once(stream: Stream) -> None:
     scenario = build(stream, Dirichlet(0.5), held_out=0.2)
     every = torch.cat([scenario.shares.rows, scenario.held_out.rows])
     assert every.sort().values.equal(torch.arange(len(DATA.train)))
-    assert torch.cat(scenario.test_rows).sort().values.equal(torch.arange(len(DATA.test)))
-    for t, rows in enumerate(scenario.test_rows):
+    assert torch.cat(rows_tested(scenario)).sort().values.equal(torch.arange(len(DATA.test)))
+    for t, rows in enumerate(rows_tested(scenario)):
         assert set(DATA.test.y[rows].tolist()) == set(scenario.classes[t])
 
 
-@pytest.mark.parametrize("stream", [Permuted(4), Rotated(4)])
+@pytest.mark.parametrize("stream", [Permuted(4), Rotated(4), Drifting(4)])
 def test_new_domains_share_a_clients_rows_held_out_ones_included(stream: Stream) -> None:
     scenario = build(stream, Dirichlet(0.5), held_out=0.2)
     for client_id in range(scenario.num_clients):
         for t in range(1, 4):
             for kept in (scenario.shares, scenario.held_out):
                 assert kept[client_id, t].equal(kept[client_id, 0])
-    assert all(rows.equal(torch.arange(len(DATA.test))) for rows in scenario.test_rows)
+    assert all(rows.equal(torch.arange(len(DATA.test))) for rows in rows_tested(scenario))
     assert all(classes == tuple(range(6)) for classes in scenario.classes)
 
 
@@ -148,7 +185,16 @@ def test_a_regression_is_shared_out_without_labels(partition: Partition) -> None
     held = torch.cat([scenario.shares[k, 1] for k in range(5)])
     aside = torch.cat([scenario.held_out[k, 1] for k in range(5)])
     assert torch.cat([held, aside]).sort().values.tolist() == list(range(len(dataset.train)))
-    assert [len(rows) for rows in scenario.test_rows] == [len(dataset.test)] * 3
+    assert [len(rows) for rows in rows_tested(scenario)] == [len(dataset.test)] * 3
+
+
+def test_a_regression_may_have_several_outputs() -> None:
+    x, y = (torch.randn(40, size, generator=torch.Generator().manual_seed(0)) for size in (5, 2))
+    scenario = build(Permuted(2), dataset=from_arrays("two", x, y, x[:8], y[:8]))
+    assert scenario.num_classes == 2
+    assert [len(rows) for rows in rows_tested(scenario)] == [8, 8]
+    assert scenario.shares.sizes().sum() + scenario.held_out.sizes().sum() == 2 * 40
+    assert len(scenario.shares.rows) + len(scenario.held_out.rows) == 40  # the same rows twice
 
 
 @pytest.mark.parametrize(
@@ -171,8 +217,43 @@ def test_kinds_set_task_labels_and_domains() -> None:
     assert [e.task_label for e in build(TaskIncremental(3)).stream(0)] == [0, 1, 2]
     assert [e.task_label for e in build(ClassIncremental(3)).stream(0)] == [0, 0, 0]
     permuted = build(Permuted(3))
-    assert [e.transform for e in permuted.stream(0)] == list(permuted.transforms)
-    assert [e.transform for e in permuted.test_stream()] == list(permuted.transforms)
+    domains = [topic.transform for topic in permuted.topics]
+    assert len(set(domains)) == 3
+    assert [e.transform for e in permuted.stream(0)] == domains
+    assert [e.transform for e in permuted.test_stream()] == domains
+
+
+def test_an_experience_shows_its_topic_through_the_clients_own_eyes() -> None:
+    plain, skewed = build(Permuted(3)), build(Permuted(3), skew=Skew(rotation=40.0))
+    for client_id, t in pairs(plain):
+        x, y = plain.experience(client_id, t).gather()
+        turned, labels = skewed.experience(client_id, t).gather()
+        as_they_are = plain.train.inputs(plain.shares[client_id, t])
+        seen = skewed.views[client_id](as_they_are)  # type: ignore[index, misc]
+        domain = plain.topics[t].transform
+        assert x.equal(as_they_are if domain is None else domain(as_they_are))
+        assert turned.equal(seen if domain is None else domain(seen))
+        assert not turned.equal(x)
+        assert labels.equal(y)
+    for one, other in zip(plain.test_stream(), skewed.test_stream(), strict=True):
+        assert one.gather()[0].equal(other.gather()[0])  # what is tested is seen as it is
+
+
+def test_wrong_labels_stay_within_the_head_and_out_of_the_test_set() -> None:
+    skewed = build(SharedHead(3), skew=Skew(label_noise=1.0))
+    plain = build(SharedHead(3))
+    assert skewed.num_classes == 2
+    assert set(skewed.train.y.tolist()) == {0, 1}
+    assert not skewed.train.y.equal(plain.train.y)
+    assert skewed.test.y.equal(plain.test.y)
+    assert skewed.train.x is plain.train.x
+
+
+def test_a_wrong_label_has_no_place_in_a_task_s_head() -> None:
+    message = r"^skew.label_noise=0.4: a wrong label may be of another task, .* scenario$"
+    with pytest.raises(ValueError, match=message):
+        build(TaskIncremental(3), skew=Skew(label_noise=0.4))
+    assert build(TaskIncremental(3), skew=Skew(rotation=10.0)).views is not None
 
 
 @pytest.mark.parametrize("stream", STREAMS)
@@ -199,8 +280,33 @@ def test_every_argument_changes_the_manifest() -> None:
         build(partition=Dirichlet(0.5)),
         build(partition=Dirichlet(0.6)),
         build(partition=Iid(min_samples=2)),
+        build(partition=LogNormal(0.5)),
+        build(partition=Quantity(0.5)),
+        build(stream=InstanceIncremental(4)),
+        build(stream=Chunked(4, chunks=2)),
+        build(stream=Chunked(4, chunks=4)),
+        build(stream=Blurry(4)),
+        build(stream=Blurry(4, blur=0.3)),
+        build(stream=ClassIncremental(4, sizes=(1, 1, 1, 3))),
+        build(stream=Repetition(4, 3)),
+        build(stream=Repetition(4, 2)),
+        build(stream=Independent(4, 3)),
+        build(stream=Independent(4, 2)),
+        build(stream=Drifting(4)),
+        build(stream=Drifting(4, "noise", 0.6)),
+        build(stream=Drifting(4, "blur", 0.5)),
+        build(clock=Clock("shuffled")),
+        build(clock=Clock(delay=3)),
+        build(clock=Clock(spread=0.5)),
+        build(clock=Clock(joining=0.5)),
+        build(clock=Clock(leaving=0.5)),
+        build(clock=Clock(pausing=0.5)),
+        build(skew=Skew(rotation=30.0)),
+        build(skew=Skew(label_noise=0.3)),
+        build(rounds_per_experience=7),
     ]
     assert len({scenario.manifest()["hash"] for scenario in scenarios}) == len(scenarios)
+    assert build(clock=Clock(), skew=Skew()).manifest() == build().manifest()
 
 
 def test_the_recipe_names_everything_that_the_protocol_was_built_from() -> None:
@@ -209,8 +315,24 @@ def test_the_recipe_names_everything_that_the_protocol_was_built_from() -> None:
     assert sorted(order) == list(range(6))
     assert recipe == {
         "dataset": {"name": "synthetic", "digest": DATA.digest},
-        "stream": {"name": "ClassIncremental", "num_experiences": 2, "shuffle_classes": True},
+        "stream": {
+            "name": "ClassIncremental",
+            "num_experiences": 2,
+            "shuffle_classes": True,
+            "sizes": None,
+        },
         "partition": {"name": "Dirichlet", "alpha": 0.5, "min_samples": 1},
+        "clock": {
+            "name": "Clock",
+            "order": "same",
+            "delay": 0,
+            "spread": 0.0,
+            "joining": 0.0,
+            "leaving": 0.0,
+            "pausing": 0.0,
+        },
+        "skew": {"name": "Skew", "rotation": 0.0, "label_noise": 0.0},
+        "rounds_per_experience": None,
         "held_out": 0.1,
         "seed": 3,
     }
@@ -219,7 +341,7 @@ def test_the_recipe_names_everything_that_the_protocol_was_built_from() -> None:
 
 def test_a_partition_that_gives_a_row_twice_is_refused() -> None:
     class Greedy(Iid):
-        def split(self, labels, num_clients, num_classes, seed):
+        def split(self, dataset, num_clients, seed):
             return [torch.tensor([3, 7]), torch.tensor([7])]
 
     with pytest.raises(ValueError, match=r"^partition: row 7 goes to more than one client$"):

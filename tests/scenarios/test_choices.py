@@ -1,25 +1,30 @@
-"""The YAML choices of dataset, partition and scenario, under a primary config of their own."""
+"""The YAML choices of what a scenario is built from, under a primary config of their own."""
 
 import dataclasses
 import inspect
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_object, instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from fedlearn.types import Scenario
 from scenarios.build import build_scenario
+from scenarios.clocks import Clock
+from scenarios.dataset import Dataset
 from scenarios.datasets.digits import digits
 from scenarios.datasets.synthetic import synthetic
-from scenarios.streams import ClassIncremental, Permuted, Rotated, TaskIncremental
+from scenarios.skews import Skew
 
 CONF = Path(__file__).parents[2] / "conf"
 CHOICES = sorted(
     f"{path.parent.name}/{path.stem}"
-    for group in ("dataset", "partition", "scenario")
+    for group in ("dataset", "partition", "scenario", "clock", "skew")
     for path in (CONF / group).glob("*.yaml")
 )
 PRIMARY = f"""
@@ -27,10 +32,28 @@ defaults:
   - dataset: digits
   - partition: dirichlet
   - scenario: class_incremental
+  - clock: in_step
+  - skew: none
   - _self_
 hydra:
   searchpath: ["{CONF.as_uri()}"]
 """
+
+FREE = {("dataset/mnist", "expected_digest"), ("partition/flower", "partitioner")}
+"""Settings whose value is no default of the code."""
+
+VARIANTS = {
+    "clock/churn": {"joining", "leaving", "pausing"},
+    "clock/shuffled": {"order"},
+    "clock/staggered": {"delay"},
+    "clock/uneven": {"spread"},
+    "skew/noisy_labels": {"label_noise"},
+    "skew/rotated": {"rotation"},
+}
+"""Choices that are other settings of what another choice sets to its defaults."""
+
+TAGGED = {"scenario/sources": "domain", "partition/natural": "writer"}
+"""Choices that go by a tag of the samples, which one."""
 
 Composer = Callable[..., DictConfig]
 
@@ -46,8 +69,12 @@ def composer(tmp_path: Path) -> Composer:
     return composed
 
 
+def keys(node: DictConfig) -> set[str]:
+    return {str(key) for key in node} - {"_target_", "_recursive_", "held_out"}
+
+
 def arguments(node: DictConfig) -> dict[str, Any]:
-    return {str(key): value for key, value in node.items() if key not in ("_target_", "held_out")}
+    return {key: node[key] for key in keys(node)}
 
 
 @pytest.mark.parametrize("choice", CHOICES)
@@ -65,12 +92,24 @@ def test_a_choice_sets_every_argument_of_its_target_to_the_default(
     group, name = choice.split("/")
     node = composer(f"{group}={name}")[group]
     parameters = inspect.signature(get_object(node._target_)).parameters
-    given = arguments(node)
-    assert given.keys() == parameters.keys()
-    for key, value in given.items():
-        if (choice, key) != ("dataset/mnist", "expected_digest"):
-            default = parameters[key].default
-            assert value == (list(default) if isinstance(default, tuple) else default)
+    assert keys(node) == parameters.keys()
+    own = OmegaConf.load(CONF / f"{choice}.yaml")
+    changed = set(own) if "defaults" in own else VARIANTS.get(choice, set())
+    for key, parameter in parameters.items():
+        if parameter.default is parameter.empty and (choice, key) not in FREE:
+            assert OmegaConf.is_missing(node, key)
+        elif (choice, key) not in FREE and key not in changed:
+            default = parameter.default
+            assert node[key] == (list(default) if isinstance(default, tuple) else default)
+
+
+@pytest.mark.parametrize("choice", sorted(VARIANTS))
+def test_a_variant_changes_what_it_says(choice: str, composer: Composer) -> None:
+    group, name = choice.split("/")
+    node = composer(f"{group}={name}")[group]
+    parameters = inspect.signature(get_object(node._target_)).parameters
+    changed = {key for key in keys(node) if node[key] != parameters[key].default}
+    assert changed == VARIANTS[choice]
 
 
 @pytest.mark.parametrize("choice", [c for c in CHOICES if c.startswith("scenario/")])
@@ -78,8 +117,9 @@ def test_a_scenario_builds_a_stream_and_sets_data_aside(choice: str, composer: C
     node = composer(f"scenario={choice.split('/')[1]}").scenario
     assert node.held_out == 0.1
     stream = instantiate({"_target_": node._target_, **arguments(node)}, _convert_="all")
-    assert isinstance(stream, ClassIncremental | TaskIncremental | Permuted | Rotated)
+    assert callable(stream.lay_out)
     assert dataclasses.replace(stream) == stream
+    assert stream.kind in ("class", "task", "domain")  # so that a run can be refused before loading
 
 
 @pytest.mark.parametrize("style", ["split", "task", "domain", "permuted", "rotated"])
@@ -102,24 +142,70 @@ def test_the_command_line_wins_over_a_named_scenario(composer: Composer) -> None
     }
 
 
-@pytest.mark.parametrize("partition", ["iid", "dirichlet", "pathological", "quantity"])
+def assemble(config: DictConfig, dataset: Dataset, num_clients: int = 5) -> Scenario:
+    """Build the scenario that a configuration names, on a dataset."""
+    stream = {"_target_": config.scenario._target_, **arguments(config.scenario)}
+    return build_scenario(
+        name="toy",
+        dataset=dataset,
+        stream=instantiate(stream, _convert_="all"),
+        partition=instantiate(config.partition, _convert_="all"),
+        num_clients=num_clients,
+        held_out=config.scenario.held_out,
+        seed=0,
+        clock=instantiate(config.clock, _convert_="all"),
+        skew=instantiate(config.skew, _convert_="all"),
+    )
+
+
+def tagged() -> Dataset:
+    """Colour images of ten classes, five domains and twenty writers."""
+    plain = synthetic(10, (3, 8, 8), samples_per_class=30, test_samples_per_class=10)
+    tags = {
+        name: (torch.arange(300) % count, torch.arange(100) % count)
+        for name, count in (("domain", 5), ("writer", 20))
+    }
+    return dataclasses.replace(plain, tags=tags)
+
+
+@pytest.mark.parametrize("choice", [c for c in CHOICES if not c.startswith("dataset/")])
+def test_every_choice_builds_a_scenario_with_the_others_as_they_are(
+    choice: str, composer: Composer, tmp_path: Path
+) -> None:
+    group, name = choice.split("/")
+    overrides = [f"{group}={name}", f"{group}.by={TAGGED[choice]}" if choice in TAGGED else ""]
+    if choice == "partition/flower":
+        pytest.importorskip("flwr_datasets")
+        overrides += ["++num_clients=5", "++seed=0"]
+    if choice == "partition/from_file":
+        path = tmp_path / "rows.json"
+        path.write_text(json.dumps([list(range(client, 300, 5)) for client in range(5)]))
+        overrides.append(f"partition.path={path}")
+    config = composer(*filter(None, overrides))
+    built = assemble(config, tagged())
+    assert built.num_clients == 5
+    assert built.num_experiences == config.scenario.get("num_experiences", 5)
+    assert built.shares.sizes().sum() + built.held_out.sizes().sum() > 0
+    assert all(len(topic.test_rows) for topic in built.topics)
+    assert built.manifest() == assemble(config, tagged()).manifest()
+
+
+@pytest.mark.parametrize(
+    "partition", ["iid", "dirichlet", "pathological", "quantity", "log_normal"]
+)
 @pytest.mark.parametrize("scenario", ["split_digits", "rotated_digits"])
 def test_choices_build_a_scenario_together(
     partition: str, scenario: str, composer: Composer
 ) -> None:
     config = composer(f"scenario={scenario}", f"partition={partition}")
-    built = build_scenario(
-        name=scenario,
-        dataset=digits(**arguments(config.dataset)),
-        stream=instantiate(
-            {"_target_": config.scenario._target_, **arguments(config.scenario)}, _convert_="all"
-        ),
-        partition=instantiate(config.partition, _convert_="all"),
-        num_clients=5,
-        held_out=config.scenario.held_out,
-        seed=0,
-    )
+    built = assemble(config, digits(**arguments(config.dataset)))
     assert (built.num_clients, built.num_experiences) == (5, 5)
+
+
+def test_clocks_and_skews_are_by_default_none_at_all(composer: Composer) -> None:
+    config = composer()
+    assert instantiate(config.clock) == Clock()
+    assert instantiate(config.skew) == Skew()
 
 
 def test_synthetic_takes_the_shape_as_yaml_gives_it(composer: Composer) -> None:

@@ -74,6 +74,7 @@ def example_run(
                     for k in range(clients)
                 },
                 "idle": [],
+                "dropped": [],
                 "diverged": [],
                 "quarantined": [],
                 "failed": [],
@@ -117,6 +118,7 @@ def example_run(
         "turns": {
             "accepted": clients * last,
             "idle": 0,
+            "dropped": 0,
             "diverged": 0,
             "quarantined": 0,
             "failed": 0,

@@ -45,6 +45,7 @@ def test_a_round_with_few_clients_has_a_curve_for_each():
         "time/train_s": 0.15,
         "time/evaluate_s": 0.01,
         "cohort/idle": 0,
+        "cohort/dropped": 0,
         "cohort/diverged": 0,
         "cohort/quarantined": 0,
         "cohort/failed": 0,
