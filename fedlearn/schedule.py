@@ -53,6 +53,11 @@ class Schedule:
         """Rounds in the whole run."""
         return int(self.ends[:, -1].max())
 
+    @property
+    def is_in_step(self) -> bool:
+        """Whether all clients, where they are there, are in the same experience."""
+        return bool((self.begins == self.begins[0]).all() and (self.ends == self.ends[0]).all())
+
     def experience(self, client_id: int, server_round: int) -> int | None:
         """Return the experience that `client_id` is in at `server_round`, None in none."""
         if not 1 <= server_round <= self.num_rounds:

@@ -1,7 +1,7 @@
 """Builds a scenario where dataset, stream, partition, clock and skew meet."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import torch
@@ -101,7 +101,10 @@ def build_scenario(
 
 
 def _named(part: Any) -> dict[str, Any]:
-    return {"name": type(part).__name__, **asdict(part)}
+    """Return the name of a part and those of its fields that define the protocol."""
+    hidden = [each.name for each in fields(part) if not each.metadata.get("protocol", True)]
+    told = {key: value for key, value in asdict(part).items() if key not in hidden}
+    return {"name": type(part).__name__, **told}
 
 
 def _groups(dataset: Dataset, layout: Layout) -> Tensor:

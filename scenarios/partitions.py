@@ -314,10 +314,10 @@ class FromFile:
         path: A JSON file: a list with one list of row numbers, from 0, for each client. No row
             may come twice, and none that is there is left out silently: rows in no list must be
             named in one more list, under the key ``"unused"`` of an object whose key ``"clients"``
-            has the lists.
+            has the lists. Where it lies is no part of the protocol; what it says is.
     """
 
-    path: str
+    path: str = field(metadata={"protocol": False})
 
     def split(self, dataset: Dataset, num_clients: int, seed: int) -> list[Tensor]:
         """Return the rows of each client, ascending; see `Partition.split`."""

@@ -110,6 +110,13 @@ CONFIGURATION = [
         "continual.policy=class_balanced: goes by classes",
     ),
     ("continual.regression=maybe", "continual.regression=maybe: must be"),
+    ("scenario=task_digits continual=pnn continual.in_step=maybe", "continual.in_step=maybe: must"),
+    (
+        "scenario=task_digits continual=packnet clock=staggered",
+        "continual=packnet: needs all clients in the same experience at the same time",
+    ),
+    ("scenario=task_digits continual=pnn clock=shuffled", "they are not; use clock=in_step"),
+    ("scenario=independent continual=cwr_star", "they are not; use clock=in_step"),
     ("local.class_balance=1", "local.class_balance=1.0: must be in [0, 1)"),
     ("local.augment.crop=-1", "local.augment.crop=-1: must be at least 0"),
     ("local.augment.rotation=200", "local.augment.rotation=200.0: must be in [0, 180]"),

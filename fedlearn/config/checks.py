@@ -20,12 +20,12 @@ SUPPLIED = {
 }
 """Parameters of each group's objects that fedlearn fills in."""
 
-FUNCTIONAL, KINDS, REGRESSION = "functional", "kinds", "regression"
+FUNCTIONAL, KINDS, REGRESSION, IN_STEP = "functional", "kinds", "regression", "in_step"
 
 EXTRA = {
     "scenario": ("held_out",),
     "aggregation": ("bound",),
-    "continual": (FUNCTIONAL, KINDS, REGRESSION),
+    "continual": (FUNCTIONAL, KINDS, REGRESSION, IN_STEP),
 }
 """Keys of each group's nodes that are for fedlearn, not for the node's object."""
 
@@ -64,10 +64,9 @@ def check(composed: Composed) -> Settings:
         raise ConfigError(
             f"continual.{KINDS}={shown(kinds)}: must list some of {', '.join(get_args(Kind))}"
         )
-    if expected := mismatch(continual.get(REGRESSION, False), bool):
-        raise ConfigError(
-            f"continual.{REGRESSION}={shown(continual[REGRESSION])}: must be {expected}"
-        )
+    for key in (REGRESSION, IN_STEP):
+        if expected := mismatch(continual.get(key, False), bool):
+            raise ConfigError(f"continual.{key}={shown(continual[key])}: must be {expected}")
     return settings
 
 

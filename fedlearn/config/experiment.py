@@ -16,7 +16,15 @@ from torch import nn
 from fedlearn.cohort import cohort_size
 from fedlearn.cohorts.sampler import CohortSampler
 from fedlearn.config.attribution import attributed, blaming
-from fedlearn.config.checks import FUNCTIONAL, KINDS, REGRESSION, check, choose_twin, without_extras
+from fedlearn.config.checks import (
+    FUNCTIONAL,
+    IN_STEP,
+    KINDS,
+    REGRESSION,
+    check,
+    choose_twin,
+    without_extras,
+)
 from fedlearn.config.composition import Composed
 from fedlearn.config.errors import ConfigError
 from fedlearn.config.local_training import local_training
@@ -186,6 +194,14 @@ def build(plan: Plan) -> Experiment:
         settings.rounds_per_experience,
         settings.seed,
     )
+    if composed.tree["continual"].get(IN_STEP) and not (
+        schedule.is_in_step and bool((scenario.orders == scenario.orders[0]).all())
+    ):
+        raise ConfigError(
+            f"continual={composed.choices['continual']}: needs all clients in the same experience "
+            f"at the same time, and with clock={composed.choices['clock']} and "
+            f"scenario={composed.choices['scenario']} they are not; use clock=in_step"
+        )
     with blaming("lr_schedule", composed):
         check_warmup(plan.lr_schedule, schedule)
     with blaming("cohort", composed):

@@ -46,7 +46,7 @@ def _choices() -> Iterator[tuple[str, dict[str, Any]]]:
 def _factory(name: str, node: dict[str, Any]) -> Callable[..., AvalancheContinual]:
     target, extras = (
         node["_target_"],
-        ("_target_", "_recursive_", "functional", "kinds", "regression", "limits"),
+        ("_target_", "_recursive_", "functional", "kinds", "regression", "in_step", "limits"),
     )
     settings = {key: value for key, value in node.items() if key not in extras}
     module, _, function = target.rpartition(".")

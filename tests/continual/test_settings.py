@@ -35,7 +35,7 @@ from strategies.continual.avalanche.replay import replay
 from strategies.continual.avalanche.si import si
 
 CONF = Path(__file__).parents[2] / "conf" / "continual"
-FOR_FEDLEARN = {"_target_", "_recursive_", "functional", "kinds", "regression", "limits"}
+FOR_FEDLEARN = {"_target_", "_recursive_", "functional", "kinds", "regression", "in_step", "limits"}
 """Keys of a choice that are no settings of its strategy."""
 OWN = [
     name

@@ -150,7 +150,7 @@ def test_memories_of_any_size_hold_the_same(name: str, size: int) -> None:
         settings = {
             key: value
             for key, value in NODES[name].items()
-            if key not in ("_target_", "functional", "kinds", "regression")
+            if key not in ("_target_", "functional", "kinds", "regression", "in_step")
         }
         strategy = get_object(module)(training=TRAINING, **settings | {"memory_per_client": size})
         assert type(strategy) is type(factory)

@@ -24,7 +24,7 @@ def _twin(name: str) -> Callable[..., FunctionalContinual]:
     settings = {
         key: node[key]
         for key in node
-        if key not in ("_target_", "functional", "kinds", "regression")
+        if key not in ("_target_", "functional", "kinds", "regression", "in_step")
     }
     module, _, function = node["functional"].rpartition(".")
     factory = getattr(importlib.import_module(module), function)

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,15 @@ from scenarios.dataset import Dataset
 from scenarios.datasets.arrays import from_arrays
 from scenarios.datasets.diabetes import diabetes
 from scenarios.datasets.synthetic import synthetic
-from scenarios.partitions import Dirichlet, Iid, LogNormal, Partition, Pathological, Quantity
+from scenarios.partitions import (
+    Dirichlet,
+    FromFile,
+    Iid,
+    LogNormal,
+    Partition,
+    Pathological,
+    Quantity,
+)
 from scenarios.skews import Skew
 from scenarios.streams.class_incremental import ClassIncremental, SharedHead, TaskIncremental
 from scenarios.streams.domain_incremental import Drifting, Permuted, Rotated
@@ -371,3 +380,17 @@ def test_ten_thousand_clients_times_twenty_experiences() -> None:
     assert (sizes.sum(dim=0) == 60_000).all()
     assert isinstance(scenario.shares, Shares)
     assert len(scenario.experience(9_999, 19)) == scenario.shares.sizes()[9_999, 19]
+
+
+def test_where_a_partitions_file_lies_is_no_part_of_the_protocol(tmp_path: Path) -> None:
+    rows = [list(range(0, 180, 2)), list(range(1, 180, 2))]
+    hashes = set()
+    for name in ("here.json", "there.json"):
+        (tmp_path / name).write_text(json.dumps(rows))
+        scenario = build(partition=FromFile(str(tmp_path / name)), num_clients=2)
+        assert str(tmp_path) not in json.dumps(scenario.manifest())
+        hashes.add(scenario.manifest()["hash"])
+    (tmp_path / "here.json").write_text(json.dumps(rows[::-1]))
+    other = build(partition=FromFile(str(tmp_path / "here.json")), num_clients=2)
+    assert len(hashes) == 1
+    assert other.manifest()["hash"] not in hashes
