@@ -42,10 +42,11 @@ def expand(overrides: Sequence[str]) -> list[str]:
     protocol = read_manifest(named[-1]).get("protocol")
     if not isinstance(protocol, Mapping) or not {*GROUPS, *KEYS} <= protocol.keys():
         raise ConfigError(f"manifest={named[-1]}: does not say how it was made; it lacks protocol")
+    chosen = {text.partition("=")[0] for text in overrides}
+    groups = [group for group in GROUPS if group not in chosen]  # another choice, other keys
     asked = [f"{key}={_written(protocol[key])}" for key in KEYS]
-    for group in GROUPS:
-        asked.append(f"{group}={protocol[group]['choice']}")
-    for group in GROUPS:
+    asked += [f"{group}={protocol[group]['choice']}" for group in groups]
+    for group in groups:
         for key, value in protocol[group].items():
             if key != "choice":
                 asked.append(f"{group}.{key}={_written(value)}")
