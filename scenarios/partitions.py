@@ -302,7 +302,7 @@ class Natural:
         order = numpy_generator(seed, "partition").permutation(len(values))
         client_of = np.empty(len(values), dtype=np.int64)
         client_of[order] = _even(len(values), num_clients)
-        owners = client_of[torch.searchsorted(values, tag).numpy()]
+        owners = client_of[torch.searchsorted(values, tag.contiguous()).numpy()]
         return _rows_of(owners, num_clients)
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 
 from fedlearn.cli import main
 from fedlearn.commands.hydra_main import environment
+from fedlearn.config.choices import find_choices
 from fedlearn.config.composition import compose
 from fedlearn.config.experiment import build, prepare
 from fedlearn.heterogeneity import measure
@@ -219,9 +220,35 @@ def test_a_command_of_the_docs_runs(command: str, runs: Path) -> None:
     shutil.rmtree(runs, ignore_errors=True)
 
 
-def test_the_docs_name_every_choice_of_a_protocol() -> None:
-    from fedlearn.config.choices import find_choices
+OWN_FILES = {"natural", "from_file", "flower", "sources"}  # need a tag, a file or a package
 
+
+@pytest.mark.parametrize(
+    ("group", "name"),
+    [
+        (group, choice.name)
+        for group in ("scenario", "partition", "clock", "skew")
+        for choice in find_choices()[group]
+        if choice.name not in OWN_FILES
+    ],
+)
+def test_every_choice_of_a_protocol_is_drawn(group: str, name: str, runs: Path) -> None:
+    if "root" in compose([f"{group}={name}"]).tree["dataset"]:
+        pytest.skip("its data are files that are not here; its stream is drawn with digits")
+    assert main(["show", f"{group}={name}", "num_clients=5"]) == 0
+    pictures = {path.stem for path in runs.rglob("*.png")}
+    assert pictures >= {"partition", "clock"}
+    assert ("samples" in pictures) == (name != "permuted_diabetes")
+    shutil.rmtree(runs)
+
+
+def test_a_stream_of_sources_by_writer_is_drawn(runs: Path) -> None:
+    own = ["dataset=idsprites", "scenario=sources", "scenario.by=scale"]
+    assert main(["show", *own, "partition=natural", "partition.by=orientation"]) == 0
+    assert len(list(runs.rglob("*.png"))) == 3
+
+
+def test_the_docs_name_every_choice_of_a_protocol() -> None:
     for group in ("clock", "partition", "skew", "scenario", "cohort"):
         for choice in find_choices()[group]:
             assert f"`{choice.name}`" in DOCS, f"{group}={choice.name}"
