@@ -125,3 +125,14 @@ def check_num_experiences(num_experiences: int) -> None:
     """Raise ``ValueError`` unless there is an experience."""
     if num_experiences < 1:
         raise ValueError(f"scenario.num_experiences={num_experiences}: must be at least 1")
+
+
+def check_classes_per_experience(size: int, dataset: Dataset | None = None) -> None:
+    """Raise ``ValueError`` unless an experience has a class, and the dataset so many."""
+    if size < 1:
+        raise ValueError(f"scenario.classes_per_experience={size}: must be at least 1")
+    if dataset is not None and size > dataset.num_classes:
+        raise ValueError(
+            f"scenario.classes_per_experience={size}: more than the dataset's "
+            f"{dataset.num_classes} classes"
+        )

@@ -8,7 +8,12 @@ import numpy as np
 from fedlearn.seeding import numpy_generator
 from fedlearn.types import Kind
 from scenarios.dataset import Dataset
-from scenarios.streams.layout import Layout, check_num_experiences, of_classes
+from scenarios.streams.layout import (
+    Layout,
+    check_classes_per_experience,
+    check_num_experiences,
+    of_classes,
+)
 
 
 @dataclass(frozen=True)
@@ -32,19 +37,12 @@ class Repetition:
 
     def __post_init__(self) -> None:
         check_num_experiences(self.num_experiences)
-        if self.classes_per_experience < 1:
-            raise ValueError(
-                f"scenario.classes_per_experience={self.classes_per_experience}: must be at least 1"
-            )
+        check_classes_per_experience(self.classes_per_experience)
 
     def lay_out(self, dataset: Dataset, num_clients: int, seed: int) -> Layout:
         """Return the layout: classes drawn for each experience."""
         size, num_classes = self.classes_per_experience, dataset.num_classes
-        if size > num_classes:
-            raise ValueError(
-                f"scenario.classes_per_experience={size}: more than the dataset's {num_classes} "
-                "classes"
-            )
+        check_classes_per_experience(size, dataset)
         if size * self.num_experiences < num_classes:
             raise ValueError(
                 f"scenario.classes_per_experience={size}: {self.num_experiences} experiences have "
