@@ -5,18 +5,20 @@ orders of their own ("shuffle") clients alone 17.3, FedAvg 70.3; with classes dr
 each client ("LTP") 12.3 and 32.5. Here 3 experiences of 2 classes; means over seeds 0-2.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from statistics import mean
 
 import pytest
 
+from fedlearn import records
 from fedlearn.client import make_client_app
 from fedlearn.config.composition import compose
 from fedlearn.config.experiment import Experiment, build, prepare
+from fedlearn.evaluation import Evaluator
 from fedlearn.run import make_parts
 from fedlearn.server import make_server_app
-from fedlearn.types import Shares
+from fedlearn.types import Scenario, Shares
 
 pytestmark = pytest.mark.slow
 
@@ -45,15 +47,18 @@ class Silent:
         """Do nothing."""
 
 
-def final_accuracy(experiment: Experiment) -> float:
-    """Return the final average accuracy in percent."""
+def final_accuracy(experiment: Experiment, whole: Scenario) -> tuple[float, float]:
+    """Return the final accuracy in percent, on clients' own experiences and on all of `whole`."""
     server, client = make_parts(experiment, Silent())  # type: ignore[arg-type]
     experiment.runtime.run(
         make_server_app(server), make_client_app(client), experiment.scenario.num_clients
     )
     accuracy = server.scoreboard.continual(3)["average_accuracy"]
     assert accuracy is not None
-    return 100 * accuracy
+    model = experiment.build_model()
+    records.load(model, server.parameters, server.buffers)
+    scores = Evaluator(10, None).scores(model, whole.test_stream())
+    return 100 * accuracy, 100 * mean(score.accuracy for score in scores)
 
 
 def alone(experiment: Experiment, client_id: int) -> Experiment:
@@ -76,26 +81,48 @@ def alone(experiment: Experiment, client_id: int) -> Experiment:
     )
 
 
+@dataclass(frozen=True)
+class Measured:
+    """Final accuracies in percent, means over seeds 0-2.
+
+    Attributes:
+        together: Of FedAvg, on what each client has learned itself.
+        alone: Of clients that train for themselves, on the same.
+        together_on_all: Of FedAvg, on all that anybody has learned.
+        alone_on_all: Of clients that train for themselves, on the same.
+    """
+
+    together: float
+    alone: float
+    together_on_all: float
+    alone_on_all: float
+
+
 @cache
-def measured(*overrides: str) -> tuple[float, float]:
-    """Return what clients reach together, by FedAvg, and each alone; means over seeds 0-2."""
+def measured(*overrides: str) -> Measured:
     together, lonely = [], []
     for seed in range(3):
         experiment = build(prepare(compose([*overrides, *FIXED, f"seed={seed}"])))
-        together.append(final_accuracy(experiment))
-        lonely.append(mean(final_accuracy(alone(experiment, k)) for k in range(8)))
-    return mean(together), mean(lonely)
+        together.append(final_accuracy(experiment, experiment.scenario))
+        lonely += [final_accuracy(alone(experiment, k), experiment.scenario) for k in range(8)]
+    (own, everything), (own_alone, everything_alone) = (
+        map(mean, zip(*pairs, strict=True)) for pairs in (together, lonely)
+    )
+    return Measured(own, own_alone, everything, everything_alone)
 
 
 def test_in_shuffled_orders_clients_remember_for_each_other() -> None:
-    together, lonely = measured(*SHUFFLE)
-    assert together - lonely >= 40
+    shuffle = measured(*SHUFFLE)
+    assert shuffle.together - shuffle.alone >= 40
+    assert shuffle.together_on_all - shuffle.alone_on_all >= 40
 
 
 def test_streams_drawn_independently_are_harder_than_shuffled_ones() -> None:
-    together, lonely = measured(*LTP)
-    assert together <= measured(*SHUFFLE)[0] - 10
-    assert together - lonely >= 20
-    # A client alone cannot tell: it keeps its last experience, whatever the others learn.
-    assert lonely == pytest.approx(100 / 3, abs=3)
-    assert measured(*SHUFFLE)[1] == pytest.approx(100 / 3, abs=3)
+    shuffle, ltp = measured(*SHUFFLE), measured(*LTP)
+    assert ltp.together <= shuffle.together - 10
+    assert ltp.together - ltp.alone >= 20
+    assert ltp.together_on_all <= shuffle.together_on_all - 10
+    assert ltp.alone_on_all <= shuffle.alone_on_all - 10
+    # On its own experiences a client alone cannot tell one from the other: it keeps the last one.
+    for each in (shuffle, ltp):
+        assert each.alone == pytest.approx(100 / 3, abs=3)
