@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedlearn import metrics
+from fedlearn.review.canvas import GREY, INK, palette
 from fedlearn.tracking.jsonl import read_events
 from fedlearn.tracking.tracker import Event
 from fedlearn.tracking.words import score_of
@@ -27,8 +28,6 @@ Matrix = Sequence[Sequence[float | None]]
 PLOTS = "plots"
 DPI = 200
 
-_OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8C564B")
-_INK, _GREY = "#222222", "#8A8A8A"
 _MOST_NUMBERS = 25  # above so many experiences, numbers in the cells would be unreadable
 _MOST_NAMES = 12  # above so many, a legend names the first and the last only
 
@@ -109,7 +108,7 @@ def draw_accuracy_matrix(matrix: Matrix, path: Path, score: str = "accuracy") ->
                 ha="center",
                 va="center",
                 fontsize=size,
-                color="white" if dark else _GREY if j > i else _INK,
+                color="white" if dark else GREY if j > i else INK,
             )
     step = 1 if length <= _MOST_NUMBERS else 5
     axes.set_xticks(range(0, length, step))
@@ -121,7 +120,7 @@ def draw_accuracy_matrix(matrix: Matrix, path: Path, score: str = "accuracy") ->
     axes.spines[:].set_visible(False)
     axes.set_xlabel("tested on experience")
     axes.set_ylabel("after learning experience")
-    axes.set_title(_headline(a, score), fontsize=10, color=_INK, loc="left")
+    axes.set_title(_headline(a, score), fontsize=10, color=INK, loc="left")
     _colour_bar(figure, axes, score)
     return _save(figure, path)
 
@@ -136,7 +135,7 @@ def draw_accuracy_over_rounds(events: Sequence[Mapping[str, Any]], path: Path) -
     rounds = [event for event in events if _evaluated(event)]
     length = len(rounds[0]["server"]["per_experience"])
     figure, axes = _figure(7.2, 3.6)
-    for j, colour in enumerate(_palette(length)):
+    for j, colour in enumerate(palette(length)):
         points = [
             (e["round"], 100 * e["server"]["per_experience"][j])
             for e in rounds
@@ -147,7 +146,7 @@ def draw_accuracy_over_rounds(events: Sequence[Mapping[str, Any]], path: Path) -
     axes.plot(
         [e["round"] for e in rounds],
         [100 * e["server"]["accuracy"] for e in rounds],
-        color=_INK,
+        color=INK,
         linewidth=2.6,
         label="mean of seen",
         zorder=1.9,  # behind the curves, which it would hide in the first experience
@@ -155,7 +154,7 @@ def draw_accuracy_over_rounds(events: Sequence[Mapping[str, Any]], path: Path) -
     starts = [event["round"] + 0.5 for event in events if event["event"] == "experience"]
     for boundary in starts[:-1] if len(starts) == length else starts:
         width = 0.8 if length <= _MOST_NAMES else 0.3
-        axes.axvline(boundary, color=_GREY, linewidth=width, linestyle=(0, (4, 3)), zorder=0)
+        axes.axvline(boundary, color=GREY, linewidth=width, linestyle=(0, (4, 3)), zorder=0)
     axes.set_xlim(min(0.5, rounds[0]["round"]), max(rounds[-1]["round"] + 0.5, 1.5))
     drawn = [value for line in axes.get_lines() for value in np.ravel(line.get_ydata())]
     lowest = min(min(drawn), 0)  # an R² may be negative, and far from it in the first rounds
@@ -179,7 +178,7 @@ def draw_forgetting(matrix: Matrix, path: Path, score: str = "accuracy") -> Path
     for i in range(1, length):
         lost[i, :i] = 100 * metrics.forgetting_per_experience(a[: i + 1, : i + 1])
     figure, axes = _figure(7.2, 3.6)
-    for j, colour in enumerate(_palette(length)[: length - 1]):
+    for j, colour in enumerate(palette(length)[: length - 1]):
         axes.plot(
             range(j, length),
             [0.0, *lost[j + 1 :, j]],
@@ -191,9 +190,9 @@ def draw_forgetting(matrix: Matrix, path: Path, score: str = "accuracy") -> Path
         )
     means = [np.mean(lost[i, :i]) for i in range(1, length)]
     axes.plot(
-        range(1, length), means, color=_INK, linewidth=2.6, marker="o", markersize=5, label="mean"
+        range(1, length), means, color=INK, linewidth=2.6, marker="o", markersize=5, label="mean"
     )
-    axes.axhline(0, color=_GREY, linewidth=0.8, zorder=0)
+    axes.axhline(0, color=GREY, linewidth=0.8, zorder=0)
     axes.set_xlim(-0.15, length - 0.85)
     axes.set_xlabel("after learning experience")
     axes.set_ylabel(f"{score} forgotten (points)")
@@ -231,14 +230,6 @@ def _named(experience: int) -> str:
     return f"experience {experience}"
 
 
-def _palette(length: int) -> list[Any]:
-    from matplotlib import colormaps
-
-    if length <= len(_OKABE_ITO):
-        return list(_OKABE_ITO[:length])
-    return [colormaps["viridis"](value) for value in np.linspace(0, 0.92, length)]
-
-
 def _figure(
     width: float, height: float, layout: Literal["constrained", "compressed"] = "constrained"
 ) -> "tuple[Figure, Axes]":
@@ -247,7 +238,7 @@ def _figure(
     figure = Figure(figsize=(width, height), layout=layout, facecolor="white")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=9, colors=_INK)
+    axes.tick_params(labelsize=9, colors=INK)
     return figure, axes
 
 
