@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -48,7 +49,7 @@ class Schedule:
         """T."""
         return int(self.ends.shape[1])
 
-    @property
+    @cached_property
     def num_rounds(self) -> int:
         """Rounds in the whole run."""
         return int(self.ends[:, -1].max())
@@ -114,7 +115,7 @@ class Schedule:
             for index in np.unique(experiences)
         ]
 
-    @property
+    @cached_property
     def _last(self) -> Rounds:
         """(T,): the round at whose end the last client has finished each experience."""
         last: Rounds = self.ends.max(0)

@@ -54,27 +54,24 @@ def build_scenario(
     """
     if not 0 <= held_out <= 0.5:
         raise ValueError(f"scenario.held_out={held_out}: must be between 0 and 0.5")
+    clock, skew = clock or Clock(), skew or Skew()
     layout = stream.lay_out(dataset, num_clients, seed)
     groups = _groups(dataset, layout)
     owned = partition.split(dataset, num_clients, seed)
-    orders = (clock or Clock()).orders(_orders(layout, num_clients), seed)
+    orders = clock.orders(_orders(layout, num_clients), seed)
     shares, set_aside = _share_out(owned, groups, layout, orders, held_out, seed)
     labels = layout.labels or tuple(range(dataset.num_classes))
-    train = _labelled(dataset.train, layout.labels)
-    views = None
-    if skew is not None:
-        if skew.label_noise and layout.kind == "task":
-            raise ValueError(
-                f"skew.label_noise={skew.label_noise:g}: a wrong label may be of another task, "
-                "which has a head of its own; choose a class- or domain-incremental scenario"
-            )
-        train = skew.labels(train, owned, max(labels) + 1, seed)
-        views = skew.views(num_clients, dataset.input_shape, seed)
+    if skew.label_noise and layout.kind == "task":
+        raise ValueError(
+            f"skew.label_noise={skew.label_noise:g}: a wrong label may be of another task, "
+            "which has a head of its own; choose a class- or domain-incremental scenario"
+        )
+    right = _labelled(dataset.train, layout.labels)
     transforms = layout.transforms or (None,) * len(layout.classes)
     return Scenario(
         name=name,
         kind=layout.kind,
-        train=train,
+        train=skew.labels(right, owned, max(labels) + 1, seed),
         test=_labelled(dataset.test, layout.labels),
         shares=shares,
         held_out=set_aside,
@@ -86,14 +83,14 @@ def build_scenario(
         ),
         orders=orders,
         num_classes=max(labels) + 1,
-        views=views,
+        views=skew.views(num_clients, dataset.input_shape, seed),
         recipe={
             "dataset": {"name": dataset.name, "digest": dataset.digest},
             "stream": dict(layout.recipe),
             "partition": _named(partition),
-            "clock": _named(clock or Clock()),
+            "clock": _named(clock),
             "rounds_per_experience": rounds_per_experience,
-            "skew": _named(skew or Skew()),
+            "skew": _named(skew),
             "held_out": float(held_out),
             "seed": seed,
         },

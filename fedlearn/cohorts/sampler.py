@@ -4,6 +4,7 @@ A sampler is given whom it may choose from and what the server was told in earli
 nothing of its own. So a run that goes on from a checkpoint draws what an unbroken one draws.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -68,7 +69,7 @@ class Told:
         self.losses.update(losses)
 
 
-class CohortSampler:
+class CohortSampler(ABC):
     """What all samplers share.
 
     Attributes:
@@ -77,6 +78,7 @@ class CohortSampler:
 
     by_losses: bool = False
 
+    @abstractmethod
     def choose(self, candidates: Candidates, told: Told) -> list[int]:
         """Return a round's cohort: some of the candidates, ascending, without repeats.
 
@@ -84,9 +86,10 @@ class CohortSampler:
             candidates: Whom to choose from.
             told: What is known of earlier rounds. Not modified.
         """
-        raise NotImplementedError
 
-    def check(self, num_clients: int, size: int, num_rounds: int) -> None:
+    def check(  # noqa: B027 - most samplers suit any run, and leave it as it is
+        self, num_clients: int, size: int, num_rounds: int
+    ) -> None:
         """Check that the sampler suits a run, before its first round; most suit any.
 
         Args:

@@ -77,7 +77,7 @@ def _show(composed: "Composed", pictures: bool) -> None:
     """Build the protocol and nothing else of the run, print it, and draw it."""
     from rich.console import Console
 
-    from fedlearn.config.experiment import load_scenario, prepare
+    from fedlearn.config.experiment import load_scenario, prepare, schedule_of
     from fedlearn.config.protocol import check_same
     from fedlearn.review.protocol import headline, numbers_table, sizes_table, write_pictures
 
@@ -86,12 +86,7 @@ def _show(composed: "Composed", pictures: bool) -> None:
     manifest = scenario.manifest()
     if settings.manifest is not None:
         check_same(settings.manifest, manifest)
-    schedule = plan.clock.schedule(
-        scenario.num_clients,
-        scenario.num_experiences,
-        settings.rounds_per_experience,
-        settings.seed,
-    )
+    schedule = schedule_of(plan, scenario)
     console = Console(highlight=False)
     console.print(headline(scenario, schedule, manifest), soft_wrap=True, markup=False)
     console.print(sizes_table(scenario, console.width))

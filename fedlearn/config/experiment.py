@@ -188,12 +188,7 @@ def build(plan: Plan) -> Experiment:
             f"dataset={composed.choices['dataset']} is a regression"
         )
     training = local_training(settings, scenario, plan.optimizer)
-    schedule = plan.clock.schedule(
-        scenario.num_clients,
-        scenario.num_experiences,
-        settings.rounds_per_experience,
-        settings.seed,
-    )
+    schedule = schedule_of(plan, scenario)
     if composed.tree["continual"].get(IN_STEP) and not (
         schedule.is_in_step and bool((scenario.orders == scenario.orders[0]).all())
     ):
@@ -364,6 +359,19 @@ def load_scenario(plan: Plan) -> Scenario:
                 rounds_per_experience=settings.rounds_per_experience,
             ),
         )
+
+
+def schedule_of(plan: Plan, scenario: Scenario) -> Schedule:
+    """Return when each client is in which experience."""
+    return cast(
+        Schedule,
+        plan.clock.schedule(
+            scenario.num_clients,
+            scenario.num_experiences,
+            plan.settings.rounds_per_experience,
+            plan.settings.seed,
+        ),
+    )
 
 
 def _model_factory(plan: Plan, scenario: Scenario) -> Callable[[], nn.Module]:
