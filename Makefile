@@ -2,6 +2,7 @@
 # make test   the whole suite but the slow acceptance bands, which are make test-slow
 # make lint   style, types, import contracts
 # make bench  speed against Flower's simulation and a plain loop, and the published Split-MNIST table
+# make bench-speed  whole simulations side by side: fedlearn, its peers, plain PyTorch
 #
 # INSTALLER=uv installs with uv instead of pip; PYTHON=python3.12 takes another interpreter;
 # MNIST=DIR says where MNIST's files are.
@@ -13,7 +14,7 @@ INSTALLER ?= pip
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-by-make
 
-.PHONY: demo test test-slow lint format bench clean install
+.PHONY: demo test test-slow lint format bench bench-speed clean install
 
 demo: install
 	$(BIN)/fedlearn run -m continual=naive,replay
@@ -39,6 +40,9 @@ bench: install
 	$(BIN)/python benchmarks/per_step.py --method naive
 	$(BIN)/python benchmarks/split_mnist.py --root $(MNIST)
 
+bench-speed: install
+	$(BIN)/python benchmarks/speed
+
 install: $(INSTALLED)
 
 # Bytecode for all packages at once: a first start is then twice as fast. Some of them ship files for
@@ -54,4 +58,4 @@ endif
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) benchmarks/speed/.venvs build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

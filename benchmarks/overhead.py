@@ -32,8 +32,9 @@ def model() -> nn.Module:
 
 def ours(num_clients: int, num_rounds: int) -> dict[str, float]:
     """Return milliseconds a no-op turn in our in-process runtime, and with aggregation."""
-    from fedlearn.client import Client, LocalWork, make_client_app
+    from fedlearn.client import Client
     from fedlearn.evaluation import Evaluator
+    from fedlearn.local_work import LocalWork
     from fedlearn.runtimes.inprocess import InProcess
     from fedlearn.schedule import Schedule
     from fedlearn.server import RoundPlan, Server, make_server_app
@@ -87,7 +88,9 @@ def ours(num_clients: int, num_rounds: int) -> dict[str, float]:
         lambda event: events.append(dict(event)),
     )
     client = Client(scenario, schedule, NoOp(), model, evaluator, LocalWork(0, 1, 1))
-    InProcess().run(make_server_app(server), make_client_app(client), num_clients)
+    runtime = InProcess()
+    with runtime.open(client) as grid:
+        runtime.run(make_server_app(server), grid)
     times = [event["time"] for event in events if event["event"] == "round"]
     first, times = times[0], times[1:]
     return {

@@ -1,11 +1,11 @@
 """One client's turn: the Flower ClientApp."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property, partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import cast
 
+import numpy as np
 import torch
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -14,32 +14,12 @@ from torch import nn
 from fedlearn import records
 from fedlearn.client_state import ClientState
 from fedlearn.evaluation import Evaluator
-from fedlearn.faults import Faults
-from fedlearn.lr_schedules import Constant, LrSchedule, factor_at
+from fedlearn.local_work import LocalWork
 from fedlearn.schedule import Schedule
 from fedlearn.screening import is_finite
-from fedlearn.types import ContinualStrategy, DivergedError, Report, Scenario, Turn
-
-
-@dataclass(frozen=True)
-class LocalWork:
-    """How much a client trains in one turn.
-
-    Attributes:
-        run_seed: The run's seed.
-        epochs: Local epochs a turn, at least 1.
-        batch_size: Samples a step, at least 1.
-        steps: Optimiser steps a turn, at least 1, in place of whole epochs; None for `epochs`.
-        lr_schedule: What the learning rate is multiplied by, round by round.
-        faults: Who has time for a part of a turn only.
-    """
-
-    run_seed: int
-    epochs: int
-    batch_size: int
-    steps: int | None = None
-    lr_schedule: LrSchedule = Constant()  # noqa: RUF009 - frozen
-    faults: Faults = Faults()  # noqa: RUF009 - frozen
+from fedlearn.spans import span
+from fedlearn.turns import NEVER, Integers, Turns
+from fedlearn.types import ContinualStrategy, DivergedError, Plain, Report, Scenario
 
 
 class Client:
@@ -47,6 +27,12 @@ class Client:
 
     There is one model object a process. Each turn gives it the received weights and leaves the
     trained ones in the reply; nothing of one client stays for the next but in its own state.
+
+    Attributes:
+        scenario: What clients learn.
+        schedule: The task clock.
+        continual: How they learn it.
+        evaluator: Scores a model on their held-out samples.
     """
 
     def __init__(
@@ -58,15 +44,16 @@ class Client:
         evaluator: Evaluator,
         work: LocalWork,
     ) -> None:
-        self._scenario = scenario
-        self._schedule = schedule
-        self._continual = continual
+        self.scenario = scenario
+        self.schedule = schedule
+        self.continual = continual
         self._build_model = build_model
-        self._evaluator = evaluator
+        self.evaluator = evaluator
         self._work = work
 
     @cached_property
-    def _model(self) -> nn.Module:
+    def model(self) -> nn.Module:
+        """The one model object of the process."""
         return self._build_model()
 
     def train(self, message: Message, context: Context) -> Message:
@@ -75,83 +62,93 @@ class Client:
         A turn that diverges stages nothing, so that the next one starts where this one did.
         """
         client_id = client_id_of(context)
-        instruction = records.read_instruction(message)
-        kept = ClientState(context.state)
-        kept.settle(instruction.acknowledged)
-        now = self._schedule.experience(client_id, instruction.server_round)
-        if now is None:
-            return records.idle_reply(message)
-        experience = self._scenario.experience(client_id, now)
-        if not len(experience):
-            return records.idle_reply(message)
-        state, last = kept.committed()
-        stream = partial(self._scenario.experience, client_id)
-        turn = Turn(
-            run_seed=self._work.run_seed,
-            client_id=client_id,
-            server_round=instruction.server_round,
-            first_epoch=self._first_epoch(client_id, instruction.server_round),
-            epochs=self._work.epochs,
-            batch_size=self._work.batch_size,
-            previous=stream(last) if last is not None and last != now else None,
-            config=instruction.config,
-            steps=self._work.steps,
-            lr_factor=factor_at(
-                self._work.lr_schedule, self._schedule, client_id, instruction.server_round
-            ),
-            progress=self._schedule.progress(client_id, instruction.server_round),
-            work=self._work.faults.work(self._work.run_seed, client_id, instruction.server_round),
+        with span("restore"):
+            instruction = records.read_instruction(message)
+            kept = ClientState(context.state)
+            kept.settle(instruction.acknowledged)
+            now = self.schedule.experience(client_id, instruction.server_round)
+            if now is None or not len(self.scenario.shares[client_id, now]):
+                return records.idle_reply(message)
+            state, last = kept.committed()
+        turns = self.turns(
+            np.array([client_id]),
+            np.array([now]),
+            np.array([NEVER if last is None else last]),
+            instruction.server_round,
+            instruction.config,
         )
-        records.load(self._model, instruction.parameters, instruction.buffers)
-        self._model.train()
+        experience, turn = turns.experience(0), turns.turn(0)
+        with span("load"):
+            records.load(self.model, instruction.parameters, instruction.buffers)
+            self.model.train()
+        stream = turns.stream(0)
         try:
-            report = self._continual.train_turn(self._model, experience, stream, turn, state)
-            check_finite(report, self._model)
+            with span("train_turn"):
+                report = self.continual.train_turn(self.model, experience, stream, turn, state)
+            with span("check"):
+                check_finite(report, self.model)
         except DivergedError as error:
             return records.diverged_reply(message, str(error))
-        kept.stage(report.state, instruction.server_round, now)
-        return records.train_reply(
-            message,
-            self._model,
-            num_examples=len(experience),
-            loss=report.loss,
-            steps=report.steps,
-            replayed=report.replayed,
-            state_bytes=report.state.num_bytes,
-            metrics=report.metrics,
-        )
-
-    def _first_epoch(self, client_id: int, server_round: int) -> int:
-        """Return how many local epochs come before a round's, as if every turn had been taken."""
-        rounds, steps = self._schedule.rounds_before(client_id, server_round), self._work.steps
-        if steps is None:
-            return int(rounds.sum()) * self._work.epochs
-        epochs = 0
-        for index, count in enumerate(rounds.tolist()):
-            batches = math.ceil(
-                len(self._scenario.experience(client_id, index)) / self._work.batch_size
+        with span("stage"):
+            kept.stage(report.state, instruction.server_round, now)
+        with span("reply"):
+            return records.train_reply(
+                message,
+                self.model,
+                num_examples=len(experience),
+                loss=report.loss,
+                steps=report.steps,
+                replayed=report.replayed,
+                state_bytes=report.state.num_bytes,
+                metrics=report.metrics,
             )
-            epochs += count * math.ceil(steps / batches) if batches else 0
-        return epochs
+
+    def turns(
+        self,
+        client_ids: Integers,
+        experiences: Integers,
+        last: Integers,
+        server_round: int,
+        config: Mapping[str, Plain],
+    ) -> Turns:
+        """Return the turns of clients in a round; see `fedlearn.local_work.LocalWork.turns`."""
+        return self._work.turns(
+            self.scenario, self.schedule, client_ids, experiences, last, server_round, config
+        )
 
     def evaluate(self, message: Message, context: Context) -> Message:
         """Reply with the model's accuracy on what this client set aside, by experience."""
-        instruction = records.read_instruction(message)
-        records.load(self._model, instruction.parameters, instruction.buffers)
-        scores = [
-            self._evaluator.score(self._model, experience)
-            for experience in self._scenario.held_out_stream(client_id_of(context))
+        (reply,) = self.evaluate_cohort([message], np.array([client_id_of(context)]))
+        return reply
+
+    def evaluate_cohort(self, messages: Sequence[Message], client_ids: Integers) -> list[Message]:
+        """Reply for clients that were sent the same model.
+
+        Args:
+            messages: At least one.
+            client_ids: (n,) to whom each was sent.
+        """
+        instruction = records.read_instruction(messages[0])
+        records.load(self.model, instruction.parameters, instruction.buffers)
+        correct, totals = self.evaluator.tally(self.model, self.scenario, client_ids)
+        accuracy = correct / np.where(totals, totals, np.nan)
+        return [
+            Message(
+                RecordDict(
+                    {
+                        records.METRICS: MetricRecord(
+                            {
+                                records.NUM_EXAMPLES: int(totals[at].sum()),
+                                records.CORRECT: float(correct[at].sum()),
+                                records.ACCURACY: accuracy[at].tolist(),
+                            }
+                        )
+                    }
+                ),
+                reply_to=message,
+            )
+            for at, message in enumerate(messages)
         ]
-        total = sum(score.total for score in scores)
-        correct = sum(score.correct for score in scores)
-        metrics = MetricRecord(
-            {
-                records.NUM_EXAMPLES: total,
-                records.CORRECT: correct,
-                records.ACCURACY: [score.accuracy for score in scores],
-            }
-        )
-        return Message(RecordDict({records.METRICS: metrics}), reply_to=message)
 
     def query(self, message: Message, context: Context) -> Message:
         """Reply with who this client is."""
@@ -185,7 +182,16 @@ def client_id_of(context: Context) -> int:
 def make_client_app(client: Client) -> ClientApp:
     """Return the Flower app that answers train, evaluate and query messages."""
     app = ClientApp()
-    app.train()(client.train)
-    app.evaluate()(client.evaluate)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        with span("turn", client=client_id_of(context)):
+            return client.train(message, context)
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        with span("evaluate", client=client_id_of(context)):
+            return client.evaluate(message, context)
+
     app.query()(client.query)
     return app

@@ -11,12 +11,14 @@ tested samples instead, which differs from one experience and one client to the 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fedlearn.heads import head_table, hide
-from fedlearn.types import Experience
+from fedlearn.turns import Floats, Integers
+from fedlearn.types import Experience, Scenario
 
 BATCH = 2048
 """Samples a forward pass: large enough to amortise its overhead, small enough for any image."""
@@ -67,8 +69,7 @@ class Evaluator:
         model.eval()
         alike: dict[tuple[int, int], list[int]] = {}
         for at, each in enumerate(experiences):
-            head = each.task_label if self._heads is not None else 0
-            alike.setdefault((id(each.transform), head), []).append(at)
+            alike.setdefault(self._way(each), []).append(at)
         found: dict[int, Score] = {}
         for places in alike.values():
             members = [experiences[at] for at in places]
@@ -77,23 +78,69 @@ class Evaluator:
         model.train(was_training)
         return [found[at] for at in range(len(experiences))]
 
-    @torch.no_grad()
+    def tally(
+        self, model: nn.Module, scenario: Scenario, client_ids: Integers
+    ) -> tuple[Floats, Integers]:
+        """Return how the model does on what clients have set aside.
+
+        Samples of all clients and experiences that are in the same domain and head go through the
+        model together.
+
+        Args:
+            model: Any.
+            scenario: Whose clients.
+            client_ids: (n,).
+
+        Returns:
+            (n, T) what the samples of each experience count for, as `Score.correct`, and (n, T) how
+            many there are.
+        """
+        held = scenario.held_out
+        begins = held.begins.numpy()[client_ids].astype(np.int64)
+        totals = held.ends.numpy()[client_ids] - begins
+        correct = np.zeros(totals.shape)
+        alike: dict[tuple[int, int], tuple[Experience, list[tuple[int, int]]]] = {}
+        for at, index in np.argwhere(totals > 0).tolist():
+            one = scenario.held_out_experience(int(client_ids[at]), index)
+            alike.setdefault(self._way(one), (one, []))[1].append((at, index))
+        was_training = model.training
+        model.eval()
+        for one, pairs in alike.values():
+            rows = [held.rows[begins[pair] : begins[pair] + totals[pair]] for pair in pairs]
+            unique, places = torch.unique(torch.cat(rows), return_inverse=True)
+            gained, _ = self._of_rows(model, one, unique)
+            sizes = [len(each) for each in rows]
+            sums = [float(part.sum()) for part in torch.split(gained[places], sizes)]
+            correct[tuple(np.array(pairs).T)] = sums
+        model.train(was_training)
+        return correct, totals.astype(np.int64)
+
+    def _way(self, experience: Experience) -> tuple[int, int]:
+        """Return what tells ways through the model apart: the domain, and the head."""
+        head = experience.task_label if self._heads is not None else 0
+        return id(experience.transform), head
+
     def _together(self, model: nn.Module, experiences: Sequence[Experience]) -> list[Score]:
         """Return the scores on experiences of the same domain and head."""
-        one = experiences[0]
         rows = torch.unique(torch.cat([each.rows for each in experiences]))
-        correct, loss = torch.zeros((2, len(rows)), dtype=torch.float64)
-        for start in range(0, len(rows), BATCH):
-            part = slice(start, start + BATCH)
-            x, y = one.gather(rows[part])
-            gained, lost = self._outcomes(model(x), y, one)
-            correct[part], loss[part] = gained.cpu(), lost.cpu()
+        correct, loss = self._of_rows(model, experiences[0], rows)
         scores = []
         for each in experiences:
             places = torch.searchsorted(rows, each.rows)
             gained, lost = correct[places].sum(), loss[places].sum()
             scores.append(Score(float(gained), float(lost), len(each)))
         return scores
+
+    @torch.no_grad()
+    def _of_rows(self, model: nn.Module, one: Experience, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what each of `rows` (n,), in the way of `one`, counts for and its loss, on CPU."""
+        correct, loss = torch.zeros((2, len(rows)), dtype=torch.float64)
+        for start in range(0, len(rows), BATCH):
+            part = slice(start, start + BATCH)
+            x, y = one.gather(rows[part])
+            gained, lost = self._outcomes(model(x), y, one)
+            correct[part], loss[part] = gained.cpu(), lost.cpu()
+        return correct, loss
 
     def _outcomes(
         self, outputs: Tensor, y: Tensor, experience: Experience

@@ -202,17 +202,28 @@ class Instruction:
     config: dict[str, Plain]
 
 
-def address(message: Message, buffers: ArrayRecord, server_round: int, acknowledged: int) -> None:
-    """Make an aggregation's message this client's own and add what the engine sends with it.
+def addressed(content: RecordDict, buffers: ArrayRecord, server_round: int) -> RecordDict:
+    """Return an aggregation's content with what the engine sends along; its own stays as it is."""
+    return _with_config({**content, BUFFERS: buffers}, SERVER_ROUND, server_round)
 
-    Aggregations share one content among all their messages; each gets a copy of it here (of the
-    dictionary, not of the arrays), or clients would read each other's configuration.
+
+def acknowledge(message: Message, acknowledged: int) -> None:
+    """Tell a client the last round whose reply of its own was used.
+
+    Messages share one content; each gets a copy of it here (of the dictionaries, not of the
+    arrays), or clients would read each other's configuration.
     """
-    config = next(iter(message.content.config_records.values()), ConfigRecord())
-    own = ConfigRecord(dict(config))
-    own[SERVER_ROUND], own[ACKNOWLEDGED] = server_round, acknowledged
-    key = next(iter(message.content.config_records), CONFIG)
-    message.content = RecordDict({**message.content, key: own, BUFFERS: buffers})
+    message.content = _with_config(message.content, ACKNOWLEDGED, acknowledged)
+
+
+def _with_config(content: Mapping[str, Any], key: str, value: int) -> RecordDict:
+    """Return a copy of `content` with one entry more in its configuration."""
+    copy = RecordDict(dict(content))
+    name = next(iter(copy.config_records), CONFIG)
+    config = ConfigRecord(dict(copy.config_records.get(name, {})))
+    config[key] = value
+    copy[name] = config
+    return copy
 
 
 def read_instruction(message: Message) -> Instruction:
@@ -221,7 +232,15 @@ def read_instruction(message: Message) -> Instruction:
     Raises:
         ValueError: An array is malformed.
     """
-    content = message.content
+    return read_content(message.content)
+
+
+def read_content(content: RecordDict) -> Instruction:
+    """Return what an instruction's content asks.
+
+    Raises:
+        ValueError: An array is malformed.
+    """
     arrays = next(
         (record for key, record in content.array_records.items() if key != BUFFERS), ArrayRecord()
     )

@@ -3,13 +3,17 @@
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedlearn.client import Client, LocalWork, make_client_app
+from fedlearn.client import Client
 from fedlearn.cohort import cohort_size
 from fedlearn.evaluation import Evaluator
+from fedlearn.local_work import LocalWork
 from fedlearn.server import RoundPlan, RunFailedError, Server, make_server_app
+from fedlearn.spans import span
+from fedlearn.tracking.profile import profiled
 
 if TYPE_CHECKING:
     from fedlearn.config.experiment import Experiment
@@ -37,27 +41,39 @@ def execute(
         RunFailedError: The run could not learn (see `fedlearn.server.Server.run`).
         KeyboardInterrupt: The user ended it.
     """
+    with profiled(run_dir) if experiment.settings.profile else nullcontext():
+        return _execute(experiment, tracker, run_dir, config)
+
+
+def _execute(
+    experiment: "Experiment", tracker: "Tracker", run_dir: Path, config: Mapping[str, Any]
+) -> dict[str, Any]:
     started = time.perf_counter()
-    manifest = {**experiment.scenario.manifest(), "protocol": experiment.protocol}
-    server, client = make_parts(experiment, tracker)
-    tracker.start(run_dir, config, manifest)
-    status = FAILED
-    try:
-        tracker.event(start_event(experiment, server, manifest["hash"]))
-        experiment.runtime.run(
-            make_server_app(server), make_client_app(client), experiment.scenario.num_clients
-        )
-        status = COMPLETED
-    except KeyboardInterrupt:
-        status = INTERRUPTED
-        raise
-    except RunFailedError as error:
-        _log.error("%s", error)
-        raise
-    finally:
-        seconds = time.perf_counter() - started
-        summary = summary_of(experiment, server, manifest["hash"], status, seconds)
-        tracker.finish(summary)
+    with span("build"):
+        manifest = {**experiment.scenario.manifest(), "protocol": experiment.protocol}
+        server, client = make_parts(experiment, tracker)
+    with experiment.runtime.open(client) as grid:  # it forks: trackers have threads
+        with span("track"):
+            tracker.start(run_dir, config, manifest)
+        status = FAILED
+        try:
+            with span("track"):
+                tracker.event(
+                    start_event(experiment, server, manifest["hash"], grid.executor.description)
+                )
+            experiment.runtime.run(make_server_app(server), grid)
+            status = COMPLETED
+        except KeyboardInterrupt:
+            status = INTERRUPTED
+            raise
+        except RunFailedError as error:
+            _log.error("%s", error)
+            raise
+        finally:
+            seconds = time.perf_counter() - started
+            summary = summary_of(experiment, server, manifest["hash"], status, seconds)
+            with span("finish"):
+                tracker.finish(summary)
     return summary
 
 
@@ -101,7 +117,9 @@ def make_parts(experiment: "Experiment", tracker: "Tracker") -> tuple[Server, Cl
     return server, client
 
 
-def start_event(experiment: "Experiment", server: Server, manifest_hash: str) -> dict[str, Any]:
+def start_event(
+    experiment: "Experiment", server: Server, manifest_hash: str, executor: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return the event that opens a run."""
     settings, scenario = experiment.settings, experiment.scenario
     return {
@@ -117,6 +135,7 @@ def start_event(experiment: "Experiment", server: Server, manifest_hash: str) ->
         "manifest_hash": manifest_hash,
         "score": scenario.score,
         "device": str(experiment.device),
+        "executor": executor,
         **{key: experiment.choices[key] for key in ("scenario", "continual", "aggregation")},
     }
 

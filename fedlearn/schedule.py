@@ -54,7 +54,7 @@ class Schedule:
         """Rounds in the whole run."""
         return int(self.ends[:, -1].max())
 
-    @property
+    @cached_property
     def is_in_step(self) -> bool:
         """Whether all clients, where they are there, are in the same experience."""
         return bool((self.begins == self.begins[0]).all() and (self.ends == self.ends[0]).all())
@@ -68,12 +68,28 @@ class Schedule:
             return None
         return index
 
-    def present(self, server_round: int) -> list[int]:
+    def experiences(self, client_ids: Rounds, server_round: int) -> Rounds:
+        """Return (n,): the experience that each of `client_ids` (n,) is in, -1 for none."""
+        if self.is_in_step:  # then one client's clock tells for all
+            alike = self.experience(0, server_round)
+            return np.full(len(client_ids), -1 if alike is None else alike)
+        index = (self.ends[client_ids] < server_round).sum(1)
+        inside = index < self.num_experiences
+        begins = self.begins[client_ids, np.minimum(index, self.num_experiences - 1)]
+        found: Rounds = np.where(inside & (begins <= server_round), index, -1)
+        return found
+
+    def present(self, server_round: int) -> Rounds:
         """Return the clients that are there and in an experience at `server_round`, ascending."""
-        here = ((self.begins <= server_round) & (server_round <= self.ends)).any(1)
+        if self.is_in_step:  # then one client's clock tells for all
+            begins, ends = self.begins[:1], self.ends[:1]
+        else:
+            begins, ends = self.begins, self.ends
+        here = ((begins <= server_round) & (server_round <= ends)).any(1)
+        here = np.broadcast_to(here, len(self.begins))
         if self.away is not None:
-            here &= (server_round < self.away[:, 0]) | (self.away[:, 1] <= server_round)
-        return [int(client_id) for client_id in np.flatnonzero(here)]
+            here = here & ((server_round < self.away[:, 0]) | (self.away[:, 1] <= server_round))
+        return np.flatnonzero(here)
 
     def place(self, client_id: int, server_round: int) -> tuple[int, int]:
         """Return how many rounds of the client's present experience are over, and its rounds.
@@ -92,10 +108,10 @@ class Schedule:
         over, rounds = self.place(client_id, server_round)
         return over / rounds
 
-    def rounds_before(self, client_id: int, server_round: int) -> Rounds:
-        """Return (T,): how many rounds the client's each experience lasted before this round."""
-        ends = np.minimum(self.ends[client_id], server_round - 1)
-        lasted: Rounds = np.maximum(ends - self.begins[client_id] + 1, 0)
+    def rounds_before(self, client_ids: Rounds, server_round: int) -> Rounds:
+        """Return (n, T): how many rounds each experience of `client_ids` lasted before this one."""
+        ends = np.minimum(self.ends[client_ids], server_round - 1)
+        lasted: Rounds = np.maximum(ends - self.begins[client_ids] + 1, 0)
         return lasted
 
     def stage(self, server_round: int) -> int:
@@ -109,11 +125,17 @@ class Schedule:
 
     def finishing(self, server_round: int) -> list[tuple[int, Sequence[int]]]:
         """Return the experiences that end at `server_round`, each with its clients, ascending."""
+        if server_round not in self._end_rounds:
+            return []
         clients, experiences = (self.ends == server_round).nonzero()
         return [
-            (int(index), [int(client_id) for client_id in clients[experiences == index]])
-            for index in np.unique(experiences)
+            (int(index), clients[experiences == index].tolist()) for index in np.unique(experiences)
         ]
+
+    @cached_property
+    def _end_rounds(self) -> frozenset[int]:
+        """The rounds at whose end somebody finishes an experience: few, and looked up often."""
+        return frozenset(np.unique(self.ends).tolist())
 
     @cached_property
     def _last(self) -> Rounds:

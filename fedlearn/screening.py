@@ -1,7 +1,8 @@
 """What the server accepts from clients: nothing that could spoil the global model gets through."""
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard, cast
 
@@ -9,6 +10,7 @@ import torch
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
+from fedlearn.columns import ClientColumns
 from fedlearn.records import (
     ACCURACY,
     ARRAYS,
@@ -28,6 +30,7 @@ from fedlearn.records import (
     to_tensors,
     wire_bytes,
 )
+from fedlearn.stacked import Replies
 
 
 @dataclass
@@ -45,7 +48,7 @@ class Screened:
         up_bytes: Bytes of arrays received, of every reply.
     """
 
-    accepted: dict[int, Message] = field(default_factory=dict)
+    accepted: Mapping[int, Message] = field(default_factory=dict)
     buffers: dict[int, Tensors] = field(default_factory=dict)
     idle: list[int] = field(default_factory=list)
     dropped: list[int] = field(default_factory=list)
@@ -54,9 +57,134 @@ class Screened:
     failed: dict[int, str] = field(default_factory=dict)
     up_bytes: int = 0
 
-    def num_examples(self, client_id: int) -> float:
-        """Return the weight that an accepted client reported."""
-        return float(cast(float, metrics_of(self.accepted[client_id])[NUM_EXAMPLES]))
+    @property
+    def replies(self) -> Sequence[Message]:
+        """What the aggregation gets: the accepted replies, in the order of client ids."""
+        return list(self.accepted.values())
+
+    def told(self) -> "Told":
+        """Return what the accepted clients tell of their turns."""
+        clients = {client_id: _client(reply) for client_id, reply in self.accepted.items()}
+        losses = {client_id: each["loss"] for client_id, each in clients.items()}
+        return Told(
+            clients={str(client_id): each for client_id, each in clients.items()},
+            losses={client_id: loss for client_id, loss in losses.items() if loss is not None},
+            state_bytes={client_id: each["state_bytes"] for client_id, each in clients.items()},
+            steps=sum(int(each["steps"]) for each in clients.values()),
+            replayed=sum(int(each["replayed"]) for each in clients.values()),
+        )
+
+    def mean_buffers(self) -> Tensors:
+        """Return the mean of the accepted clients' buffers, weighted by their samples."""
+        weights = {
+            client_id: float(cast(float, metrics_of(reply)[NUM_EXAMPLES]))
+            for client_id, reply in self.accepted.items()
+        }
+        return average_buffers(self.buffers, weights)
+
+
+@dataclass(frozen=True)
+class Told:
+    """What clients tell of their turns.
+
+    Attributes:
+        clients: What the round's event says of each, by client id.
+        losses: Training losses, by client id, of those who report one.
+        state_bytes: What each keeps for its next turn, by client id.
+        steps: Optimiser steps of all.
+        replayed: Samples from memory of all.
+    """
+
+    clients: Mapping[str, Mapping[str, Any]]
+    losses: dict[int, float]
+    state_bytes: dict[int, float]
+    steps: int
+    replayed: int
+
+
+_EVENT = {
+    TRAIN_LOSS: "loss",
+    NUM_EXAMPLES: "num_examples",
+    STEPS: "steps",
+    REPLAYED: "replayed",
+    STATE_BYTES: "state_bytes",
+}
+"""What a round's event calls a client's metrics; others keep their names, with underscores."""
+
+
+def _client(reply: Message) -> dict[str, Any]:
+    metrics = dict(metrics_of(reply))
+    own: dict[str, Any] = {
+        name: metrics.pop(key, None if key == TRAIN_LOSS else 0) for key, name in _EVENT.items()
+    }
+    return own | {name.replace("-", "_"): value for name, value in metrics.items()}
+
+
+class ScreenedStack(Screened):
+    """The replies of a cohort that stayed stacked. They come from this program's own executor."""
+
+    def __init__(self, replies: Replies, cohort: Sequence[int], dropped: Collection[int]) -> None:
+        """Sort them.
+
+        Args:
+            replies: The cohort's.
+            cohort: Client ids, in the order of the instructions, ascending.
+            dropped: Clients of the cohort whose replies were not read.
+        """
+        self._stack = replies
+        self._client_ids = [cohort[place] for place in replies.places.tolist()]
+        super().__init__(
+            accepted=_Accepted(self._client_ids, replies),
+            idle=[cohort[place] for place in replies.idle],
+            dropped=sorted(dropped),
+            diverged={cohort[place]: reason for place, reason in replies.diverged.items()},
+            failed={cohort[place]: reason for place, reason in replies.failed.items()},
+            up_bytes=replies.up_bytes,
+        )
+
+    @property
+    def replies(self) -> Sequence[Message]:
+        """What the aggregation gets: the stack."""
+        return self._stack
+
+    def told(self) -> Told:
+        """Return what the accepted clients tell of their turns."""
+        told = self._stack.metrics
+        columns = {
+            name: told[key].tolist() if key in told else [0] * len(self._client_ids)
+            for key, name in _EVENT.items()
+        }
+        others = {key.replace("-", "_"): told[key].tolist() for key in told if key not in _EVENT}
+        return Told(
+            clients=ClientColumns(self._client_ids, columns | others),
+            losses=dict(zip(self._client_ids, columns["loss"], strict=True)),
+            state_bytes=dict(zip(self._client_ids, columns["state_bytes"], strict=True)),
+            steps=sum(columns["steps"]),
+            replayed=sum(columns["replayed"]),
+        )
+
+    def mean_buffers(self) -> Tensors:
+        """Return the mean of the accepted clients' buffers."""
+        return self._stack.buffers
+
+
+class _Accepted(Mapping[int, Message]):
+    """The replies of a stack by client id, each made when it is asked for."""
+
+    def __init__(self, client_ids: Sequence[int], replies: Replies) -> None:
+        self._client_ids, self._replies = client_ids, replies
+
+    def __getitem__(self, client_id: int) -> Message:
+        at = bisect_left(self._client_ids, client_id)
+        if at == len(self._client_ids) or self._client_ids[at] != client_id:
+            raise KeyError(client_id)
+        return self._replies[at]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._client_ids)
+
+    def __len__(self) -> int:
+        return len(self._client_ids)
 
 
 def screen(
@@ -118,8 +246,9 @@ def screen(
         accepted[client_id] = message
         screened.buffers[client_id] = own_buffers
     common = _common_metrics(list(accepted.values()))
-    for client_id in sorted(accepted):
-        screened.accepted[client_id] = _with_metrics(accepted[client_id], common)
+    screened.accepted = {
+        client_id: _with_metrics(accepted[client_id], common) for client_id in sorted(accepted)
+    }
     screened.idle.sort()
     return screened
 

@@ -3,10 +3,9 @@
 import hashlib
 import math
 import time
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -18,16 +17,28 @@ from torch import Tensor, nn
 
 from fedlearn import records
 from fedlearn.cohort import CohortGrid, cohort_size
-from fedlearn.cohorts.sampler import CohortSampler, Told, candidates_at, sample_clients
+from fedlearn.cohorts.sampler import CohortSampler, Integers, Told, candidates_at, sample_clients
 from fedlearn.cohorts.uniform import Uniform
 from fedlearn.evaluation import Evaluator
 from fedlearn.faults import Faults
 from fedlearn.ledger import OUTCOMES, Ledger
 from fedlearn.schedule import Schedule
 from fedlearn.scoreboard import Accuracies, Scoreboard, jsonable
-from fedlearn.screening import Screened, average_buffers, check_evaluation, is_finite, screen
+from fedlearn.screening import Screened, ScreenedStack, check_evaluation, is_finite, screen
 from fedlearn.seeding import borrowed_global_rng, seed
+from fedlearn.spans import span
+from fedlearn.stacked import Instructions, Replies
 from fedlearn.types import Scenario
+
+
+@runtime_checkable
+class KnowsClients(Protocol):
+    """A grid that knows which node is which client, so that nobody has to be asked."""
+
+    def nodes_of_clients(self) -> dict[int, int]:
+        """Return each client's node id, by client id, ascending."""
+        ...
+
 
 Bound = Callable[[int], str | None]
 """Given the number of replies, None or one line: why the aggregation cannot use so few."""
@@ -103,7 +114,7 @@ class Server:
         self._aggregation = aggregation
         self._bound = bound
         self._plan = plan
-        self._emit = emit
+        self._track = emit
         model = build_model()
         self.parameters = records.parameters_of(model)
         self.buffers = records.buffers_of(model)
@@ -113,6 +124,7 @@ class Server:
         self.rounds = 0
         self.told = Told()
         self._sizes = scenario.shares.sizes().numpy()
+        self._reachable: Integers | None = None
         self._acknowledged: dict[int, int] = {}
         self._failed_in_a_row = 0
 
@@ -127,19 +139,28 @@ class Server:
         Raises:
             RunFailedError: `max_failed_rounds` rounds in a row changed nothing.
         """
-        nodes = self._find_clients(grid)
+        with span("query"):
+            nodes = self._find_clients(grid)
+        if len(nodes) < self._scenario.num_clients:
+            self._reachable = np.array(list(nodes), dtype=np.int64)
         board = self.scoreboard
-        board.baseline = board.of_experiences(self._test(board.topics())[0])
+        with span("baseline"):
+            board.baseline = board.of_experiences(self._test(board.topics())[0])
         for server_round in range(1, self._schedule.num_rounds + 1):
-            accuracy = self._round(grid, nodes, server_round)
-            present = set(self._schedule.present(server_round))
-            for experience, clients in self._schedule.finishing(server_round):
+            with span("round", round=server_round):
+                accuracy = self._round(grid, nodes, server_round)
+            finishing = self._schedule.finishing(server_round)
+            present = set(self._schedule.present(server_round).tolist()) if finishing else set()
+            for experience, clients in finishing:
                 here = {k: nodes[k] for k in clients if k in present and k in nodes}
-                self._end_experience(grid, here, server_round, experience, clients, accuracy)
+                with span("experience", experience=experience):
+                    self._end_experience(grid, here, server_round, experience, clients, accuracy)
             self.rounds = server_round
 
     def _find_clients(self, grid: Grid) -> dict[int, int]:
         """Return each client's node id: Flower's ids are transport, and random on some grids."""
+        if isinstance(grid, KnowsClients):
+            return grid.nodes_of_clients()
         asked = [
             Message(RecordDict(), dst_node_id=node_id, message_type="query")
             for node_id in grid.get_node_ids()
@@ -159,55 +180,66 @@ class Server:
         """Take one round; return the new model's accuracy by topic, NaN where not tested."""
         started = time.perf_counter()
         # Step 1: the cohort, a pure function of (seed, round) and of what was told before.
-        cohort = self._cohort(nodes, server_round)
-        client_of = {nodes[client_id]: client_id for client_id in cohort}
+        with span("cohort"):
+            cohort = self._cohort(server_round)
+            dropped = self._dropped(cohort, server_round)
+            client_of = {nodes[client_id]: client_id for client_id in cohort}
 
         # Step 2: the aggregation writes its instructions; each client gets a copy of its own.
-        messages = self._addressed(
-            self._aggregation.configure_train,
-            CohortGrid(grid, list(client_of)),
-            client_of,
-            server_round,
-        )
-        down_bytes = sum(records.wire_bytes(message.content) for message in messages)
+        with span("configure"):
+            messages = self._addressed(
+                self._aggregation.configure_train,
+                CohortGrid(grid, list(client_of)),
+                client_of,
+                server_round,
+                dropped,
+            )
+            down_bytes = _wire_bytes(messages)
 
         # Step 3: the clients train.
         sent = time.perf_counter()
-        replies = list(grid.send_and_receive(messages))
+        with span("train"):
+            replies = grid.send_and_receive(messages)
+            if not isinstance(replies, Replies):
+                replies = list(replies)
         train_s = time.perf_counter() - sent
 
         # Step 4: only sound replies go on, in the order of client ids; some are lost on purpose.
-        lost = partial(self._plan.faults.lost, self._plan.run_seed, server_round=server_round)
-        screened = screen(
-            replies,
-            client_of,
-            self.parameters,
-            self.buffers,
-            lambda client_id: self._most_examples(client_id, server_round),
-            set(filter(lost, cohort)),
-        )
-        clients = {str(k): _client_event(message) for k, message in screened.accepted.items()}
-        self.told.book(cohort, _losses(clients))
+        with span("screen"):
+            screened = (
+                ScreenedStack(replies, cohort, dropped)
+                if isinstance(replies, Replies)
+                else screen(
+                    replies,
+                    client_of,
+                    self.parameters,
+                    self.buffers,
+                    lambda client_id: self._most_examples(client_id, server_round),
+                    dropped,
+                )
+            )
+        told = screened.told()
+        self.told.book(cohort, told.losses)
 
         # Step 5: the new global model, and which clients may commit their state.
-        aggregated, failure = self._aggregate(screened, server_round)
+        with span("aggregate"):
+            aggregated, failure = self._aggregate(screened, server_round)
         if failure is None:
             self._acknowledged.update(dict.fromkeys(screened.accepted, server_round))
 
         # Step 6: measure and tell.
         evaluation = time.perf_counter()
-        server, accuracy = self._evaluate(server_round)
+        with span("evaluate"):
+            server, accuracy = self._evaluate(server_round)
         evaluate_s = time.perf_counter() - evaluation
         self.ledger.up_bytes += screened.up_bytes
         self.ledger.down_bytes += down_bytes
         self.ledger.train_s += train_s
-        self.ledger.steps += sum(int(client["steps"]) for client in clients.values())
-        self.ledger.replayed += sum(int(client["replayed"]) for client in clients.values())
+        self.ledger.steps += told.steps
+        self.ledger.replayed += told.replayed
         for outcome in OUTCOMES:
             self.ledger.turns[outcome] += len(getattr(screened, outcome))
-        self.ledger.state_bytes.update(
-            {client_id: clients[str(client_id)]["state_bytes"] for client_id in screened.accepted}
-        )
+        self.ledger.state_bytes.update(told.state_bytes)
         self.ledger.round_s.append(time.perf_counter() - started)
         self._emit(
             {
@@ -215,7 +247,7 @@ class Server:
                 "round": server_round,
                 "experience": self._schedule.stage(server_round),
                 "server": server,
-                "clients": clients,
+                "clients": told.clients,
                 "idle": screened.idle,
                 "dropped": screened.dropped,
                 "diverged": _named(screened.diverged),
@@ -233,12 +265,18 @@ class Server:
         self._count_failure(failure, server_round, self._is_injected(screened))
         return accuracy
 
-    def _cohort(self, reachable: Container[int], server_round: int) -> list[int]:
+    def _cohort(self, server_round: int) -> list[int]:
         plan, schedule = self._plan, self._schedule
         candidates = candidates_at(
-            server_round, schedule, self._sizes, plan.run_seed, plan.fraction_train, reachable
+            server_round, schedule, self._sizes, plan.run_seed, plan.fraction_train, self._reachable
         )
         return [] if candidates is None else plan.cohort.choose(candidates, self.told)
+
+    def _dropped(self, cohort: Sequence[int], server_round: int) -> set[int]:
+        faults = self._plan.faults
+        if not faults.drop_out:
+            return set()
+        return {k for k in cohort if faults.lost(self._plan.run_seed, k, server_round)}
 
     def _addressed(
         self,
@@ -246,19 +284,28 @@ class Server:
         grid: Grid,
         client_of: Mapping[int, int],
         server_round: int,
-    ) -> list[Message]:
-        """Return the aggregation's messages, each made its client's own, in client-id order."""
+        dropped: Collection[int] = (),
+    ) -> Sequence[Message]:
+        """Return the aggregation's messages, each made its client's own, in client-id order.
+
+        Those whose reply is going to be `dropped` are named to executors that reduce replies.
+        """
         if not client_of:
             return []
         config = ConfigRecord({records.SERVER_ROUND: server_round})
         arrays = records.to_arrays(self.parameters)
         with borrowed_global_rng(seed(self._plan.run_seed, "configure", server_round)):
-            messages = list(configure(server_round, arrays, config, grid))
-        messages.sort(key=lambda message: client_of[message.metadata.dst_node_id])
+            configured = configure(server_round, arrays, config, grid)
+        if isinstance(configured, Instructions):
+            acknowledged = [self._acknowledged.get(k, 0) for k in client_of.values()]
+            unread = frozenset(n for n, k in client_of.items() if k in dropped)
+            return configured.addressed(self.buffers, server_round, acknowledged, unread)
         buffers = records.to_arrays(self.buffers)
+        messages = sorted(configured, key=lambda each: client_of[each.metadata.dst_node_id])
         for message in messages:
             client_id = client_of[message.metadata.dst_node_id]
-            records.address(message, buffers, server_round, self._acknowledged.get(client_id, 0))
+            message.content = records.addressed(message.content, buffers, server_round)
+            records.acknowledge(message, self._acknowledged.get(client_id, 0))
         return messages
 
     def _most_examples(self, client_id: int, server_round: int) -> int:
@@ -280,11 +327,10 @@ class Server:
             return {}, None  # everyone sampled was idle: nothing to learn is not a failure
         if self._bound is not None and (reason := self._bound(len(accepted))):
             return {}, reason
-        weights = {client_id: screened.num_examples(client_id) for client_id in accepted}
         try:
             with borrowed_global_rng(seed(self._plan.run_seed, "aggregate", server_round)):
                 arrays, aggregated = self._aggregation.aggregate_train(
-                    server_round, list(accepted.values())
+                    server_round, screened.replies
                 )
         except AppExitException as error:
             return {}, " ".join(str(error).split())
@@ -300,7 +346,7 @@ class Server:
             if tensor.shape != self.parameters[name].shape or not is_finite(tensor):
                 return {}, f"the aggregated {name!r} is not finite or has another shape"
         self.parameters = parameters
-        self.buffers = average_buffers(screened.buffers, weights)
+        self.buffers = screened.mean_buffers()
         return dict(aggregated or {}), None
 
     def _is_injected(self, screened: Screened) -> bool:
@@ -324,6 +370,10 @@ class Server:
             raise RunFailedError(
                 f"{self._failed_in_a_row} rounds in a row failed, the last one: {failure}"
             )
+
+    def _emit(self, event: Mapping[str, Any]) -> None:
+        with span("track"):
+            self._track(event)
 
     def _warn(self, message: str) -> None:
         self._emit({"event": "warning", "message": message})
@@ -386,7 +436,9 @@ class Server:
         self, grid: Grid, nodes: Mapping[int, int], server_round: int
     ) -> dict[int, Message]:
         size = cohort_size(len(nodes), self._plan.fraction_evaluate)
-        chosen = sample_clients(self._plan.run_seed, "evaluate", server_round, list(nodes), size)
+        chosen = sample_clients(
+            self._plan.run_seed, "evaluate", server_round, np.array(list(nodes)), size
+        )
         client_of = {nodes[client_id]: client_id for client_id in chosen}
         messages = self._addressed(
             self._aggregation.configure_evaluate,
@@ -394,7 +446,7 @@ class Server:
             client_of,
             server_round,
         )
-        self.ledger.down_bytes += sum(records.wire_bytes(each.content) for each in messages)
+        self.ledger.down_bytes += _wire_bytes(messages)
         lowest = -math.inf if self._scenario.train.regression else 0.0
         replies: dict[int, Message] = {}
         for reply in grid.send_and_receive(messages):
@@ -432,22 +484,10 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _client_event(message: Message) -> dict[str, Any]:
-    told = dict(records.metrics_of(message))
-    return {
-        "loss": told.pop(records.TRAIN_LOSS, None),
-        "num_examples": told.pop(records.NUM_EXAMPLES),
-        "steps": told.pop(records.STEPS, 0),
-        "replayed": told.pop(records.REPLAYED, 0),
-        "state_bytes": told.pop(records.STATE_BYTES, 0),
-        **{name.replace("-", "_"): value for name, value in told.items()},
-    }
-
-
-def _losses(clients: Mapping[str, Mapping[str, Any]]) -> dict[int, float]:
-    """Return the training losses in a round's event, by client id."""
-    told = {int(key): client["loss"] for key, client in clients.items()}
-    return {client_id: loss for client_id, loss in told.items() if loss is not None}
+def _wire_bytes(messages: Sequence[Message]) -> int:
+    if isinstance(messages, Instructions):
+        return messages.wire_bytes
+    return sum(records.wire_bytes(message.content) for message in messages)
 
 
 def _named(reasons: Mapping[int, str]) -> list[dict[str, Any]]:

@@ -72,9 +72,13 @@ class Samples:
         x, y = self.x.to(device), self.y.to(device)
         return self if x is self.x and y is self.y else replace(self, x=x, y=y)
 
+    def targets(self, rows: Tensor) -> Tensor:
+        """Return the labels or targets of `rows`, (len(rows), ...)."""
+        return self.y.index_select(0, rows.to(self.y.device))
+
     def inputs(self, rows: Tensor) -> Tensor:
-        """Return the inputs of `rows`, (len(rows), *input_shape), ready for a model."""
-        x = self.x[rows]
+        """Return the inputs of `rows` (n,), (n, *input_shape), ready for a model."""
+        x = self.x.index_select(0, rows.to(self.x.device))  # several times as fast as x[rows]
         if x.dtype != torch.uint8:
             return x
         x = x.to(torch.float32).div_(255)
@@ -115,7 +119,7 @@ class Experience:
             rows: Rows of the store; those of the experience by default.
         """
         rows = self.rows if rows is None else rows
-        x, y = self.samples.inputs(rows), self.samples.y[rows]
+        x, y = self.samples.inputs(rows), self.samples.targets(rows)
         return (x if self.transform is None else self.transform(x)), y
 
 
@@ -256,10 +260,11 @@ class Scenario:
 
     def held_out_stream(self, client_id: int) -> list[Experience]:
         """Return what `client_id` set aside to test itself on, by experience."""
-        return [
-            self._experience(client_id, index, self.held_out)
-            for index in range(self.num_experiences)
-        ]
+        return [self.held_out_experience(client_id, index) for index in range(self.num_experiences)]
+
+    def held_out_experience(self, client_id: int, index: int) -> Experience:
+        """Return what `client_id` set aside of its experience `index`."""
+        return self._experience(client_id, index, self.held_out)
 
     def test_stream(self) -> list[Experience]:
         """Return the global test sets, by topic."""

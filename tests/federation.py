@@ -10,13 +10,15 @@ from flwr.serverapp.strategy import Strategy
 from torch import nn
 from torch.nn import functional as F
 
-from fedlearn.client import Client, LocalWork, make_client_app
+from fedlearn.client import Client, make_client_app
 from fedlearn.cohorts.sampler import CohortSampler
 from fedlearn.cohorts.uniform import Uniform
 from fedlearn.evaluation import Evaluator
 from fedlearn.faults import Faults
+from fedlearn.local_work import LocalWork
 from fedlearn.lr_schedules import Constant, LrSchedule
 from fedlearn.runtimes.inprocess import InProcess, InProcessGrid
+from fedlearn.runtimes.serial import Executor, Serial
 from fedlearn.schedule import Schedule
 from fedlearn.seeding import borrowed_global_rng
 from fedlearn.server import Bound, RoundPlan, Server, make_server_app
@@ -158,6 +160,8 @@ def federate(
     bound: Bound | None = None,
     faults: Mapping[int, Fault] | None = None,
     grid_type: type[InProcessGrid] = InProcessGrid,
+    executor: Callable[[ClientApp, int], Executor] = Serial,
+    cohort_executor: Callable[[Client], Executor] | None = None,
     schedule: Schedule | None = None,
     cohort: CohortSampler | None = None,
     injected: Faults | None = None,
@@ -199,15 +203,13 @@ def federate(
         LocalWork(run_seed, epochs, 4, steps, lr_schedule or Constant(), injected or Faults()),
     )
     app = with_faults(make_client_app(client), faults or {})
-    grids: list[InProcessGrid] = []
-
-    class Runtime(InProcess):
-        def make_grid(self, client_app: ClientApp, num_clients: int) -> InProcessGrid:
-            grids.append(grid_type(client_app, num_clients))
-            return grids[0]
-
+    if cohort_executor is None:
+        grid = grid_type(executor(app, scenario.num_clients))
+    else:
+        grid = grid_type(cohort_executor(client))
     try:
-        Runtime().run(make_server_app(server), app, scenario.num_clients)
+        InProcess().run(make_server_app(server), grid)
     finally:
+        grid.executor.close()
         server.events = events  # type: ignore[attr-defined]
-    return server, events, grids[0]
+    return server, events, grid

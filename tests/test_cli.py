@@ -430,6 +430,31 @@ def test_doctor_finds_this_machine_fit(runs: Path, capsys: pytest.CaptureFixture
     assert not runs.exists()
 
 
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        ("engine=functional", "chain, 80 clients at once: the model is a chain of layers"),
+        ("engine=functional model=cnn runtime.executor=vectorized", "chain, 1 clients at once"),
+        ("engine=functional model.dropout=0.5", "loop, 1 clients at once: "),
+        ("engine=avalanche", "no: runtime.executor=vectorized: needs engine=functional"),
+    ],
+)
+def test_doctor_says_how_cohorts_would_be_trained_and_why(
+    overrides: str, told: str, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["doctor", *overrides.split()]) == 0
+    (line,) = [each for each in capsys.readouterr().out.splitlines() if "vectorized  " in each]
+    assert told in line
+    assert not runs.exists()
+
+
+def test_doctor_finds_what_a_run_cannot_do(
+    runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["doctor", "num_clients=0"]) == 1
+    assert "broken num_clients=0: must be at least 1" in capsys.readouterr().out
+
+
 def test_doctor_says_what_is_broken_and_how_to_mend_it(
     runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,7 +12,6 @@ from statistics import mean
 import pytest
 
 from fedlearn import records
-from fedlearn.client import make_client_app
 from fedlearn.config.composition import compose
 from fedlearn.config.experiment import Experiment, build, prepare
 from fedlearn.evaluation import Evaluator
@@ -50,9 +49,8 @@ class Silent:
 def final_accuracy(experiment: Experiment, whole: Scenario) -> tuple[float, float]:
     """Return the final accuracy in percent, on clients' own experiences and on all of `whole`."""
     server, client = make_parts(experiment, Silent())  # type: ignore[arg-type]
-    experiment.runtime.run(
-        make_server_app(server), make_client_app(client), experiment.scenario.num_clients
-    )
+    with experiment.runtime.open(client) as grid:
+        experiment.runtime.run(make_server_app(server), grid)
     accuracy = server.scoreboard.continual(3)["average_accuracy"]
     assert accuracy is not None
     model = experiment.build_model()

@@ -66,8 +66,8 @@ class Diary(PlainSgd):
 class Asked(InProcessGrid):
     """Remembers who was asked what, by round."""
 
-    def __init__(self, client_app, num_clients):
-        super().__init__(client_app, num_clients)
+    def __init__(self, executor):
+        super().__init__(executor)
         self.asked = []
 
     def push_messages(self, messages):
@@ -233,7 +233,7 @@ def test_who_is_away_is_asked_nothing(name, fraction, seed):
     assert not [event for event in events if event["event"] == "warning"]
     for event in rounds_in(events):
         server_round = event["round"]
-        present = schedule.present(server_round)
+        present = schedule.present(server_round).tolist()
         asked = {kind: set() for kind in ("train", "evaluate")}
         for at, kind, client_id in grid.asked:
             if at == server_round:

@@ -43,7 +43,7 @@ SAMPLERS = [Uniform(), Weighted(), RoundRobin(), ByLoss(), ByLoss(4), DayNight(6
 
 
 def at(server_round=1, ids=(0, 1, 2, 3), samples=None, size=2, run_seed=0):
-    ids = list(ids)
+    ids = np.array(list(ids))
     samples = np.array([5] * len(ids) if samples is None else samples)
     return Candidates(run_seed, server_round, ids, samples, size)
 
@@ -116,12 +116,12 @@ def test_whom_to_choose_from_are_those_who_are_there_with_what_they_hold_now():
     )
     sizes = np.array([[10, 11], [20, 21], [30, 31]])
 
-    def there(server_round, reachable=range(3), fraction=1.0):
-        found = candidates_at(server_round, schedule, sizes, 5, fraction, reachable)
+    def there(server_round, reachable=(0, 1, 2), fraction=1.0):
+        found = candidates_at(server_round, schedule, sizes, 5, fraction, np.array(reachable))
         if found is None:
             return None
         assert (found.run_seed, found.server_round) == (5, server_round)
-        return found.client_ids, found.samples.tolist(), found.size
+        return found.client_ids.tolist(), found.samples.tolist(), found.size
 
     assert there(1) == ([0, 1], [10, 20], 2)
     assert there(2) == ([0, 2], [10, 30], 2)  # client 1 is away
@@ -147,7 +147,7 @@ def test_whom_to_choose_from_are_those_who_are_there_with_what_they_hold_now():
 def test_uniform_draws_are_those_of_every_version(
     run_seed, server_round, number, size, cohort, testers
 ):
-    ids = list(range(number))
+    ids = np.arange(number)
     assert Uniform().choose(at(server_round, ids, None, size, run_seed), Told()) == cohort
     assert sample_clients(run_seed, "evaluate", server_round, ids, size) == testers
 
@@ -452,8 +452,9 @@ def test_the_next_cohort_follows_from_what_the_events_of_earlier_rounds_tell(sam
     told, sizes = Told(), scenario.shares.sizes().numpy()
     for server_round, (cohort, losses) in enumerate(cohorts_of(events), 1):
         kept = json.loads(json.dumps(dataclasses.asdict(told)))
-        restored = Told(*({int(k): each for k, each in kept[key].items()} for key in kept))
-        candidates = candidates_at(server_round, schedule, sizes, 0, 0.4, range(7))
+        by_client = ({int(k): v for k, v in kept[key].items()} for key in ("losses", "passes"))
+        restored = Told(*by_client, kept["latest_pass"])
+        candidates = candidates_at(server_round, schedule, sizes, 0, 0.4)
         assert sampler.choose(candidates, restored) == cohort
         told.book(cohort, losses)
     assert server_round == 12

@@ -1,14 +1,17 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from federation import FEATURES, make_scenario
 from sklearn.metrics import r2_score
 from torch import nn
 from torch.nn import functional as F
 
 from fedlearn.evaluation import BATCH, Evaluator
 from fedlearn.heads import HIDDEN, companion_table, head_table, hide
+from fedlearn.seeding import borrowed_global_rng
 from fedlearn.types import Experience, Samples
 
 CLASSES = 4
@@ -107,3 +110,27 @@ def test_hidden_outputs_have_no_probability_no_gradient_and_a_finite_norm():
     hidden.log_softmax(1)[:, 0].sum().backward()
     assert (logits.grad[:, 2:] == 0).all()
     assert (logits.grad[:, :2] != 0).any()
+
+
+def _nobody(x: torch.Tensor) -> torch.Tensor:
+    return -x
+
+
+def test_what_clients_set_aside_is_tallied_together_as_one_by_one():
+    scenario = make_scenario(num_clients=5, empty={(3, 0)})
+    topics = (scenario.topics[0], replace(scenario.topics[1], transform=_nobody))
+    views = (None, None, _nobody, None, _nobody)
+    with borrowed_global_rng(1):
+        model = nn.Sequential(nn.Linear(FEATURES, 8), nn.Dropout(), nn.Linear(8, CLASSES))
+    for kind, heads in (("class", None), ("task", ((0, 1), (2, 3)))):
+        one = replace(scenario, kind=kind, topics=topics, views=views)
+        evaluator = Evaluator(CLASSES, heads)
+        client_ids = np.array([4, 0, 2, 3])
+        correct, totals = evaluator.tally(model, one, client_ids)
+        assert model.training
+        for at, client_id in enumerate(client_ids.tolist()):
+            scores = [evaluator.score(model, each) for each in one.held_out_stream(client_id)]
+            assert totals[at].tolist() == [score.total for score in scores]
+            assert correct[at].tolist() == [score.correct for score in scores]
+    assert totals.min() == 0
+    assert 0 < correct.sum() < totals.sum()

@@ -7,7 +7,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from torch import nn
 
 from fedlearn import records
-from fedlearn.runtimes.inprocess import task_identity
+from fedlearn.runtimes.task import task_identity
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64, torch.bool])
@@ -108,7 +108,8 @@ def test_each_client_gets_a_configuration_of_its_own():
     with task_identity():
         messages = [Message(shared, node, "train") for node in (1, 2)]
         for number, message in enumerate(messages):
-            records.address(message, records.to_arrays({}), 7, number)
+            message.content = records.addressed(message.content, records.to_arrays({}), 7)
+            records.acknowledge(message, number)
         first, second = (records.read_instruction(message) for message in messages)
     assert (first.acknowledged, second.acknowledged) == (0, 1)
     assert first.server_round == second.server_round == 7

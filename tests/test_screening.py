@@ -5,7 +5,7 @@ import torch
 from flwr.app import Message, MetricRecord, RecordDict
 
 from fedlearn import records
-from fedlearn.runtimes.inprocess import task_identity
+from fedlearn.runtimes.task import task_identity
 from fedlearn.screening import average_buffers, check_evaluation, is_finite, screen
 
 PARAMETERS = {"w": torch.zeros(2, 3), "b": torch.zeros(3)}
@@ -45,7 +45,7 @@ def test_sound_replies_come_out_in_client_order_with_their_buffers_split_off():
         assert list(message.content.array_records) == ["arrays"]
         assert len(message.content.metric_records) == 1
     assert set(screened.buffers[1]) == {"mean", "count"}
-    assert screened.num_examples(2) == 5
+    assert records.metrics_of(screened.accepted[2])["num-examples"] == 5
 
 
 NAN = {**PARAMETERS, "w": torch.tensor([[0.0, math.nan, 0], [0, 0, 0]])}
@@ -96,7 +96,8 @@ def test_errors_idle_clients_strangers_and_duplicates_are_told_apart():
     idle = records.idle_reply(Message(RecordDict(), 3, "train"))
     screened = _screen(_reply(1), failed, idle, _reply(1, metrics={"num-examples": 9}), _reply(99))
     assert list(screened.accepted) == [0]
-    assert screened.num_examples(0) == 5  # the first delivery counts, the second is ignored
+    told = records.metrics_of(screened.accepted[0])
+    assert told["num-examples"] == 5  # the first delivery counts, the second is ignored
     assert screened.failed == {1: "Boom: line two"}
     assert screened.idle == [2]
 

@@ -6,7 +6,6 @@ go on meanwhile. A round has fewer clients, or none, where fewer can be reached.
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,11 +53,12 @@ class Trace(CohortSampler):
     def choose(self, candidates: Candidates, told: Told) -> list[int]:
         """Return a round's cohort; see `CohortSampler.choose`."""
         reached = self._reached(candidates.server_round)
-        return _sample(candidates, [each for each in candidates.client_ids if each in reached])
+        return _sample(candidates, np.intersect1d(candidates.client_ids, reached))
 
-    def _reached(self, server_round: int) -> set[int]:
+    def _reached(self, server_round: int) -> Integers:
         client_ids, first, last = self._spans.T
-        return set(client_ids[(first <= server_round) & (server_round <= last)].tolist())
+        reached: Integers = client_ids[(first <= server_round) & (server_round <= last)]
+        return reached
 
 
 @dataclass(frozen=True)
@@ -86,12 +86,12 @@ class DayNight(CohortSampler):
     def choose(self, candidates: Candidates, told: Told) -> list[int]:
         """Return a round's cohort; see `CohortSampler.choose`."""
         ids, period = candidates.client_ids, self.period
-        phases = period * numpy_generator(candidates.run_seed, "day-night").random(ids[-1] + 1)
+        phases = period * numpy_generator(candidates.run_seed, "day-night").random(int(ids[-1]) + 1)
         on = (candidates.server_round + phases) % period < self.share_on * period
-        return _sample(candidates, [client_id for client_id in ids if on[client_id]])
+        return _sample(candidates, ids[on[ids]])
 
 
-def _sample(candidates: Candidates, reached: Sequence[int]) -> list[int]:
+def _sample(candidates: Candidates, reached: Integers) -> list[int]:
     """Return as many of `reached` as there are to choose, or all."""
     size = min(candidates.size, len(reached))
     return sample_clients(candidates.run_seed, "cohort", candidates.server_round, reached, size)

@@ -17,7 +17,7 @@ class RoundRobin(CohortSampler):
 
     def choose(self, candidates: Candidates, told: Told) -> list[int]:
         """Return a round's cohort; see `CohortSampler.choose`."""
-        ids, size, latest = candidates.client_ids, candidates.size, told.latest_pass
+        ids, size, latest = candidates.client_ids.tolist(), candidates.size, told.latest_pass
         waiting = (client_id for client_id in ids if told.passes.get(client_id, 0) < latest)
         cohort = _ordered(waiting, candidates.run_seed, latest)[:size]
         if len(cohort) < size:

@@ -5,7 +5,7 @@ nothing of its own. So a run that goes on from a checkpoint draws what an unbrok
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,14 +26,14 @@ class Candidates:
     Attributes:
         run_seed: The run's seed.
         server_round: 1-based.
-        client_ids: The clients that are there, at least one, ascending.
-        samples: (len(client_ids),) int64: each one's training samples of its present experience.
-        size: How many to choose, from 1 to len(client_ids).
+        client_ids: (n,) int64: the clients that are there, at least one, ascending.
+        samples: (n,) int64: each one's training samples of its present experience.
+        size: How many to choose, from 1 to n.
     """
 
     run_seed: int
     server_round: int
-    client_ids: list[int]
+    client_ids: Integers
     samples: Integers
     size: int
 
@@ -50,22 +50,21 @@ class Told:
         losses: The training loss that each client reported last, by client id.
         passes: The pass in which each client was last in a cohort, by client id. A pass (1-based)
             is over when everybody who is there was in a cohort once, and somebody is again.
+        latest_pass: The pass that the run is in.
     """
 
     losses: dict[int, float] = field(default_factory=dict)
     passes: dict[int, int] = field(default_factory=dict)
-
-    @property
-    def latest_pass(self) -> int:
-        """The pass that the run is in."""
-        return max(self.passes.values(), default=1)
+    latest_pass: int = 1
 
     def book(self, cohort: Sequence[int], losses: Mapping[int, float]) -> None:
         """Take in a round: who was asked to train, and the losses of those whose reply counts."""
-        latest = self.latest_pass
-        for client_id in cohort:
-            again = self.passes.get(client_id) == latest
-            self.passes[client_id] = latest + again
+        latest, passes = self.latest_pass, self.passes
+        again = [client_id for client_id in cohort if passes.get(client_id) == latest]
+        passes.update(dict.fromkeys(cohort, latest))
+        if again:
+            passes.update(dict.fromkeys(again, latest + 1))
+            self.latest_pass = latest + 1
         self.losses.update(losses)
 
 
@@ -108,7 +107,7 @@ def candidates_at(
     sizes: NDArray[Any],
     run_seed: int,
     fraction_train: float,
-    reachable: Container[int],
+    reachable: Integers | None = None,
 ) -> Candidates | None:
     """Return whom a sampler may choose from in a round, None where nobody is there.
 
@@ -118,18 +117,23 @@ def candidates_at(
         sizes: (K, T) int64, the training samples of each client's each experience.
         run_seed: The run's seed.
         fraction_train: Share of those who are there to choose, in (0, 1].
-        reachable: Clients that have answered.
+        reachable: Clients that have answered; None for all.
     """
-    here = [client_id for client_id in schedule.present(server_round) if client_id in reachable]
-    if not here:
+    here = schedule.present(server_round)
+    if reachable is not None:
+        here = np.intersect1d(here, reachable, assume_unique=True)
+    if not len(here):
         return None
-    experiences = (schedule.ends[here] < server_round).sum(1)
+    if schedule.is_in_step and len(here) == len(sizes):  # spares looking at every client
+        samples = sizes[:, schedule.stage(server_round)]
+    else:
+        samples = sizes[here, schedule.experiences(here, server_round)]
     size = cohort_size(len(here), fraction_train)
-    return Candidates(run_seed, server_round, here, sizes[here, experiences], size)
+    return Candidates(run_seed, server_round, here, samples, size)
 
 
 def sample_clients(
-    run_seed: int, purpose: str, server_round: int, client_ids: Sequence[int], size: int
+    run_seed: int, purpose: str, server_round: int, client_ids: Integers, size: int
 ) -> list[int]:
     """Return `size` of the clients drawn uniformly, ascending, without repeats.
 
@@ -137,14 +141,16 @@ def sample_clients(
         run_seed: The run's seed.
         purpose: ``"cohort"`` for training, another word for another use: draws are independent.
         server_round: 1-based.
-        client_ids: Whom to draw from, ascending.
-        size: At most len(client_ids).
+        client_ids: (n,) whom to draw from, ascending.
+        size: At most n.
     """
     if size == len(client_ids):
-        return list(client_ids)
+        chosen: list[int] = client_ids.tolist()
+        return chosen
     generator = numpy_generator(run_seed, purpose, server_round)
-    chosen = generator.choice(len(client_ids), size=size, replace=False)
-    return [client_ids[at] for at in sorted(chosen.tolist())]
+    places = generator.choice(len(client_ids), size=size, replace=False)
+    chosen = client_ids[np.sort(places)].tolist()
+    return chosen  # noqa: RET504 - named for its type
 
 
 def draw_by_samples(candidates: Candidates, size: int, generator: np.random.Generator) -> list[int]:
@@ -158,4 +164,5 @@ def draw_by_samples(candidates: Candidates, size: int, generator: np.random.Gene
     held = np.flatnonzero(candidates.samples)
     times = generator.standard_exponential(len(candidates.samples))[held]
     order = held[(times / candidates.samples[held]).argsort(kind="stable")]
-    return [candidates.client_ids[at] for at in order[:size].tolist()]
+    drawn: list[int] = candidates.client_ids[order[:size]].tolist()
+    return drawn

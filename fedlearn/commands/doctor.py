@@ -16,13 +16,15 @@ from fedlearn.config.choices import find_choices
 from fedlearn.config.composition import compose
 from fedlearn.config.errors import ConfigError
 from fedlearn.config.experiment import build, load_dataset, prepare
+from fedlearn.runtimes.cohort_worker import trainer_of
 from fedlearn.tracking.wandb import WandbTracker
 
 HELP = """\
-usage: fedlearn doctor
+usage: fedlearn doctor [key=value ...]
 
-Prints versions, devices, data sets and the W&B mode, and what would go wrong with how to mend it.
-Exits with 0 where `fedlearn run` can run, with 1 where it cannot.
+Prints versions, devices, data sets and the W&B mode, how the configuration's cohorts would be
+trained by runtime.executor=vectorized and why so, and what would go wrong with how to mend it.
+Exits with 0 where `fedlearn run key=value ...` can run, with 1 where it cannot.
 """
 LEAST_FREE = 1e9
 """Bytes below which a disk is called nearly full."""
@@ -51,14 +53,16 @@ def command(arguments: Sequence[str]) -> int:
     """Examine this machine, print what was found, and return 0 where a run can run, else 1.
 
     Raises:
-        ConfigError: There is an argument.
+        ConfigError: An argument is no override.
     """
     if set(arguments) & {"--help", "-h"}:
         sys.stdout.write(HELP)
         return 0
-    if arguments:
-        raise ConfigError(f"fedlearn doctor {arguments[0]}: takes no arguments")
-    findings = examine()
+    for argument in arguments:
+        if argument.startswith("-"):
+            raise ConfigError(f"fedlearn doctor {argument}: takes key=value arguments only")
+    compose(list(arguments))  # what is no configuration at all is a mistake, not a finding
+    findings = examine(arguments)
     console = Console(highlight=False, soft_wrap=True)
     for heading, facts in findings.facts.items():
         console.print(f"[bold]{heading}[/]")
@@ -73,11 +77,12 @@ def command(arguments: Sequence[str]) -> int:
     return 1 if findings.broken else 0
 
 
-def examine() -> Findings:
-    """Return what there is to say about this machine."""
+def examine(overrides: Sequence[str] = ()) -> Findings:
+    """Return what there is to say about this machine, and a run with these overrides."""
     findings = Findings()
-    for check in (_versions, _devices, _data, _tracking, _disk, _default_run):
+    for check in (_versions, _devices, _data, _tracking, _disk):
         check(findings)
+    _run(findings, overrides)
     return findings
 
 
@@ -176,8 +181,17 @@ def _disk(findings: Findings) -> None:
         findings.advice.append(f"out={out}: only {free / 1e6:.0f} MB are free there")
 
 
-def _default_run(findings: Findings) -> None:
+def _run(findings: Findings, overrides: Sequence[str]) -> None:
     try:
-        build(prepare(compose()))
+        experiment = build(prepare(compose(list(overrides))))
     except ConfigError as error:
         findings.broken.append(str(error))
+        return
+    model = experiment.build_model()
+    try:
+        trainer = trainer_of(experiment.continual, model, experiment.runtime.formulation)
+    except ValueError as error:
+        findings.note("this run", "vectorized", f"no: {error}")
+        return
+    told = f"{trainer.formulation}, {trainer.chunk} clients at once: {trainer.why}"
+    findings.note("this run", "vectorized", told)

@@ -77,12 +77,11 @@ def _work(experiment: Experiment) -> tuple[int, int, int, int]:
     """Return what is asked of clients over the run, their turns, those lost, and their steps."""
     settings, schedule, local = experiment.settings, experiment.schedule, experiment.settings.local
     sizes = experiment.scenario.shares.sizes().numpy()
-    everybody = range(len(sizes))
     run_seed, fraction, faults = settings.seed, settings.fraction_train, experiment.faults
     told = Told()
     asked = turns = lost = steps = 0
     for server_round in range(1, schedule.num_rounds + 1):
-        here = candidates_at(server_round, schedule, sizes, run_seed, fraction, everybody)
+        here = candidates_at(server_round, schedule, sizes, run_seed, fraction)
         if here is None:
             continue
         cohort = experiment.cohort.choose(here, told)

@@ -16,9 +16,10 @@ from fedlearn.config.experiment import Experiment, build, prepare
 from fedlearn.review.plots import PlotsTracker
 from fedlearn.run import execute
 from fedlearn.server import RunFailedError
+from fedlearn.tracking.background import Background
 from fedlearn.tracking.console import ConsoleTracker
 from fedlearn.tracking.jsonl import JsonlTracker
-from fedlearn.tracking.tracker import Trackers
+from fedlearn.tracking.tracker import Tracker, Trackers
 
 LOG = "fedlearn.log"
 
@@ -78,6 +79,7 @@ class SweepTask:
 
 
 def _run(job: Composed, experiment: Experiment, run_dir: Path) -> None:
-    tracker = Trackers([JsonlTracker(), PlotsTracker(), ConsoleTracker(), experiment.tracker])
+    trackers: list[Tracker] = [JsonlTracker(), PlotsTracker(), ConsoleTracker(), experiment.tracker]
+    tracker = Background(Trackers(trackers))
     with logging_to(run_dir / LOG):
         execute(experiment, tracker, run_dir, {**job.tree, "choices": job.choices})

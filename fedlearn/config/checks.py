@@ -29,12 +29,6 @@ EXTRA = {
 }
 """Keys of each group's nodes that are for fedlearn, not for the node's object."""
 
-PLANNED = {
-    ("runtime.executor", "process"): "worker processes",
-    ("runtime.executor", "vectorized"): "a batched cohort",
-}
-"""Values that the design names and this version does not have."""
-
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 _NAME = re.compile(r"[\w.,=+-]{1,200}")
 
@@ -59,6 +53,11 @@ def check(composed: Composed) -> Settings:
     continual = composed.tree["continual"]
     if settings.engine == FUNCTIONAL:
         choose_twin(composed)
+    elif composed.tree["runtime"].get("executor") == "vectorized":
+        raise ConfigError(
+            f"runtime.executor=vectorized: needs engine=functional, and engine={settings.engine} "
+            "trains client by client; use runtime.executor=process"
+        )
     kinds = continual.get(KINDS, list(get_args(Kind)))
     if not isinstance(kinds, list) or not kinds or not set(kinds) <= set(get_args(Kind)):
         raise ConfigError(
@@ -167,18 +166,10 @@ def check_choice(path: str, value: Any, choices: tuple[str, ...]) -> None:
     """
     if value in choices:
         return
-    _refuse_planned(path, value)
     raise ConfigError(f"{path}={shown(value)}: unknown{among(str(value), choices)}")
 
 
-def _refuse_planned(path: str, value: Any) -> None:
-    if planned := PLANNED.get((path, str(value))):
-        raise ConfigError(f"{path}={value}: not available yet ({planned})")
-
-
 def _check_group(group: str, node: Mapping[str, Any]) -> None:
-    if group == "runtime":
-        _refuse_planned("runtime.executor", node.get("executor"))
     check_node(group, node, SUPPLIED.get(group, ()), EXTRA.get(group, ()))
     if group == "aggregation" and node.get("bound") is not None:
         check_node("aggregation.bound", node["bound"], ("cohort_size",), ())

@@ -58,7 +58,7 @@ DUTIES = {
     "aggregation": ("configure_train", "aggregate_train"),
     "optimizer": ("zero_grad", "step"),
     "lr_schedule": ("factor", "over", "warmup"),
-    "runtime": ("run",),
+    "runtime": ("check", "open", "run"),
     "tracker": ("start", "event", "finish"),
 }
 """What each group's object must have, of the protocol that it stands for."""
@@ -206,6 +206,8 @@ def build(plan: Plan) -> Experiment:
         continual = _continual_factory(composed, settings)(training=training)
     _expect(composed, "continual", continual)
     build_model = _equipped(_model_factory(plan, scenario), continual, plan)
+    with blaming("runtime", composed):
+        plan.runtime.check(continual, build_model)
     return Experiment(
         settings=settings,
         choices=composed.choices,

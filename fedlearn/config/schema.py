@@ -102,6 +102,7 @@ class Settings:
     out: str = MISSING
     name: str = MISSING
     dry_run: bool = MISSING
+    profile: bool = MISSING
     manifest: str | None = MISSING
 
 

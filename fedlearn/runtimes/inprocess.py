@@ -1,37 +1,39 @@
-"""The in-process runtime: Flower's `Grid`, executing ClientApps here, one after another.
+"""The in-process runtime: Flower's `Grid` without a SuperLink, with all ClientApps on this machine.
 
-Two private parts of Flower are touched, both here and nowhere else: `TaskIdentity` (process-wide,
-so one run at a time in a process) and a message's id, which a SuperLink would set.
+Two private parts of Flower are touched: `TaskIdentity` (see `fedlearn.runtimes.task`) and, here and
+nowhere else, a message's id, which a SuperLink would set.
 """
 
 import itertools
-import logging
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from flwr.app import Context, Message, RecordDict
-from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
-from flwr.supercore.task_identity import TaskIdentity
+from torch import nn
 
-from fedlearn import records
+from fedlearn.client import Client, make_client_app
+from fedlearn.runtimes.cohort_worker import CohortWorker, trainer_of
+from fedlearn.runtimes.process import Process
+from fedlearn.runtimes.serial import RUN_ID, Executor, Serial
+from fedlearn.runtimes.task import SERVER_NODE, task_identity
+from fedlearn.runtimes.vectorized import Vectorized
+from fedlearn.runtimes.workers import Start, Workers, needs_spawn
+from fedlearn.stacked import Instructions
+from fedlearn.types import ContinualStrategy
 
-_log = logging.getLogger(__name__)
-
-RUN_ID = 1
-SERVER_NODE = 0
-"""The server's node id; client k's is k + 1."""
+FORMULATIONS = ("auto", "chain", "vmap", "loop")
 
 
 class InProcessGrid(Grid):
-    """A grid whose nodes are the clients 0..K-1 of this process, each with a context of its own."""
+    """A grid whose nodes are the clients 0..K-1 of an executor."""
 
-    def __init__(self, client_app: ClientApp, num_clients: int) -> None:
-        self._app = client_app
-        self._contexts: dict[int, Context] = {}
-        self._num_clients = num_clients
+    def __init__(self, executor: Executor) -> None:
+        self.executor = executor
         self._ids = itertools.count(1)
         self._replies: dict[str, Message] = {}
 
@@ -54,17 +56,21 @@ class InProcessGrid(Grid):
         """Return a message to one client (the API of `Grid`)."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
+    def nodes_of_clients(self) -> dict[int, int]:
+        """Return each client's node id, by client id."""
+        return {node_id - 1: node_id for node_id in self.get_node_ids()}
+
     def get_node_ids(self) -> list[int]:
         """Return every client's node id, ascending."""
-        return list(range(1, self._num_clients + 1))
+        return list(range(1, self.executor.num_clients + 1))
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Execute the messages now; return the ids under which the replies wait."""
-        pushed = []
-        for message in messages:
-            message_id = _identify(message, next(self._ids))
-            self._replies[message_id] = self._execute(message)
-            pushed.append(message_id)
+        batch = list(messages)
+        pushed = [_identify(message, next(self._ids)) for message in batch]
+        for message_id, reply in zip(pushed, self.executor.execute(batch), strict=True):
+            _identify(reply, next(self._ids))
+            self._replies[message_id] = reply
         return pushed
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
@@ -73,53 +79,26 @@ class InProcessGrid(Grid):
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> list[Message]:
+    ) -> Sequence[Message]:
         """Execute the messages and return their replies.
 
         Args:
             messages: To any clients, in any order.
-            timeout: Ignored: a turn in this process cannot be abandoned half-way.
+            timeout: Ignored: a turn on this machine cannot be abandoned half-way.
         """
+        if isinstance(messages, Instructions) and isinstance(self.executor, Vectorized):
+            return self.executor.answer(messages)
         return self.pull_messages(self.push_messages(messages))
 
     def context(self, node_id: int) -> Context:
-        """Return the context that holds a client's state, made when first asked for."""
-        if node_id not in self._contexts:
-            self._contexts[node_id] = Context(
-                run_id=RUN_ID,
-                node_id=node_id,
-                node_config={records.PARTITION_ID: node_id - 1},
-                state=RecordDict(),
-                run_config={},
-            )
-        return self._contexts[node_id]
-
-    def _execute(self, message: Message) -> Message:
-        node_id = message.metadata.dst_node_id
-        try:
-            reply = self._app(message, self.context(node_id))
-        except Exception as error:  # a client's fault costs its own turn, never the run
-            _log.warning("client %d raised", node_id - 1, exc_info=True)
-            reply = records.error_reply(message, f"{type(error).__name__}: {error}")
-        _identify(reply, next(self._ids))
-        return reply
+        """Return the context that holds a client's state."""
+        return self.executor.context(node_id)
 
 
 def _identify(message: Message, number: int) -> str:
     message_id = f"m{number}"
     message.metadata.__dict__["_message_id"] = message_id
     return message_id
-
-
-@contextmanager
-def task_identity() -> Iterator[None]:
-    """Say who sends messages in this process, as Flower's task launcher would."""
-    before = TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id
-    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN_ID, SERVER_NODE, 1
-    try:
-        yield
-    finally:
-        TaskIdentity._run_id, TaskIdentity._node_id, TaskIdentity._task_id = before
 
 
 @contextmanager
@@ -134,33 +113,137 @@ def _torch_threads(number: int) -> Iterator[None]:
 
 
 class InProcess:
-    """Runs a ServerApp and its ClientApps in this process."""
+    """Runs a ServerApp in this process, and its ClientApps here or in worker processes.
 
-    def __init__(self, executor: Literal["serial"] = "serial", threads: int = 1) -> None:
+    Attributes:
+        formulation: How cohorts are trained as one program, or ``"auto"``.
+    """
+
+    def __init__(
+        self,
+        executor: Literal["serial", "process", "vectorized"] = "serial",
+        threads: int = 1,
+        workers: int | None = None,
+        start: Start | None = None,
+        state_dir: str | None = None,
+        formulation: Literal["auto", "chain", "vmap", "loop"] = "auto",
+    ) -> None:
         """Make the runtime.
 
         Args:
-            executor: How the clients of a cohort are executed: ``serial``, one after another.
-            threads: Threads that torch may use, at least 1. The last bits of a sum depend on how
-                many share it, so equal numbers give equal results on any machine.
+            executor: How the clients of a cohort are executed: ``serial``, one after another in
+                this process; ``process``, in worker processes, to the same result; or
+                ``vectorized``, as batched programs in worker processes, to the same result but for
+                rounding.
+            threads: Threads that torch may use in each process, at least 1. The last bits of a sum
+                depend on how many share it, so equal numbers give equal results on any machine.
+            workers: Worker processes, at least 1; None for what the processor cores that this
+                process may use have room for. ``serial`` has none.
+            start: How workers are made: ``fork``, or ``spawn``, which takes longer, where CUDA is
+                in use or `threads` is more than 1; None for whichever fits.
+            state_dir: Folder where workers keep clients' states in files without names, which go
+                with the run; None for in memory.
+            formulation: How ``vectorized`` trains a cohort: ``chain``, by hand-derived kernels;
+                ``vmap``; ``loop``, client by client; ``auto`` takes the fastest that fits.
 
         Raises:
-            ValueError: The executor is unknown or `threads` is out of range.
+            ValueError: A value is unknown or out of range, or `executor` has no use for it.
         """
-        if executor != "serial":
-            raise ValueError(f"runtime.executor={executor}: unknown; choices: serial")
+        if executor not in ("serial", "process", "vectorized"):
+            raise ValueError(
+                f"runtime.executor={executor}: unknown; choices: serial, process, vectorized"
+            )
         if threads < 1:
             raise ValueError(f"runtime.threads={threads}: must be at least 1")
+        if workers is not None and workers < 1:
+            raise ValueError(f"runtime.workers={workers}: must be at least 1, or null")
+        if start not in ("fork", "spawn", None):
+            raise ValueError(f"runtime.start={start}: unknown; choices: fork, spawn, null")
+        if start == "fork" and threads > 1:
+            raise ValueError(
+                f"runtime.start=fork: is for runtime.threads=1, and it is {threads}; take spawn"
+            )
+        if executor == "serial":
+            several = None if workers == 1 else workers
+            given = (("workers", several), ("start", start), ("state_dir", state_dir))
+            for key, value in given:
+                if value is not None:
+                    raise ValueError(
+                        f"runtime.{key}={value}: is for worker processes, and "
+                        "runtime.executor=serial has none; use process or vectorized"
+                    )
+        if formulation not in FORMULATIONS:
+            raise ValueError(
+                f"runtime.formulation={formulation}: unknown; choices: {', '.join(FORMULATIONS)}"
+            )
+        if formulation != "auto" and executor != "vectorized":
+            raise ValueError(
+                f"runtime.formulation={formulation}: is for runtime.executor=vectorized, and it is "
+                f"{executor}"
+            )
+        self._executor = executor
         self._threads = threads
+        self._workers = workers
+        self._start = start
+        self._state_dir = state_dir
+        self.formulation = formulation
 
-    def run(self, server_app: ServerApp, client_app: ClientApp, num_clients: int) -> None:
-        """Run `server_app` to its end against `num_clients` clients that run `client_app`."""
+    def check(self, continual: ContinualStrategy, build_model: Callable[[], nn.Module]) -> None:
+        """Check that the executor can train clients of such a model by such a strategy.
+
+        Raises:
+            ValueError: It cannot.
+        """
+        if self._executor == "vectorized":
+            trainer_of(continual, build_model(), self.formulation)
+
+    @contextmanager
+    def open(self, client: Client) -> Iterator[InProcessGrid]:
+        """Make a grid of a scenario's clients; end its workers afterwards.
+
+        Worker processes are forked here, so this comes before the process has threads.
+
+        Args:
+            client: What they share.
+
+        Raises:
+            ValueError: `runtime.start` is ``fork``, and CUDA is in use.
+        """
+        executor = self._make_executor(client)
+        try:
+            yield InProcessGrid(executor)
+        finally:
+            executor.close()
+
+    def run(self, server_app: ServerApp, grid: InProcessGrid) -> None:
+        """Run `server_app` to its end on a grid that is open."""
         context = Context(
             run_id=RUN_ID, node_id=SERVER_NODE, node_config={}, state=RecordDict(), run_config={}
         )
         with task_identity(), _torch_threads(self._threads):
-            server_app(self.make_grid(client_app, num_clients), context)
+            server_app(grid, context)
 
-    def make_grid(self, client_app: ClientApp, num_clients: int) -> InProcessGrid:
-        """Return the grid to run on; an executor of another kind overrides this."""
-        return InProcessGrid(client_app, num_clients)
+    def _make_executor(self, client: Client) -> Executor:
+        app, num_clients = make_client_app(client), client.scenario.num_clients
+        if self._executor == "serial":
+            return Serial(app, num_clients)
+        spawn = needs_spawn(self._threads)
+        if self._start == "fork" and spawn:
+            raise ValueError("runtime.start=fork: does not work where CUDA is in use; take spawn")
+        start = self._start or ("spawn" if spawn else "fork")
+        workers = min(self._workers or max(1, num_cores() // self._threads), num_clients)
+        folder = None if self._state_dir is None else Path(self._state_dir)
+        if self._executor == "process":
+            samples = client.scenario.shares.sizes().sum(1).double().numpy()
+            cost = samples.item
+            return Process(app, num_clients, workers, start, self._threads, folder, cost)
+        handle = CohortWorker(client, self.formulation)
+        pool = Workers(handle, workers, start, self._threads, folder)
+        return Vectorized(client, pool, workers, self.formulation)
+
+
+def num_cores() -> int:
+    """Return how many processor cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

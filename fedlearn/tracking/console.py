@@ -18,6 +18,7 @@ from fedlearn.tracking.tracker import Event
 from fedlearn.tracking.words import (
     bare_points,
     counted,
+    executor_words,
     human_bytes,
     human_seconds,
     percent,
@@ -89,6 +90,7 @@ class ConsoleTracker:
             f"{counted(event['clients'], 'client')}, {event['cohort_size']} a round",
             counted(event["parameters"], "parameter"),
             event.get("device"),
+            executor_words(event.get("executor", {})),
             f"seed {event['seed']}",
         ]
         self._say(f"{event['name']}: " + " · ".join(str(fact) for fact in facts if fact), "bold")

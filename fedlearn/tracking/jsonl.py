@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from fedlearn.columns import ClientColumns
 from fedlearn.tracking.environment import describe_environment
 from fedlearn.tracking.tracker import Event
 
@@ -46,7 +47,7 @@ class JsonlTracker:
 
     def event(self, event: Event) -> None:
         """Append the event to ``metrics.jsonl``."""
-        line = json.dumps(_finite(event), allow_nan=False, separators=(",", ":"))
+        line = _line(event)
         if self._file is None:
             assert self._path is not None, "start() comes before any event"
             self._file = _open_for_appending(self._path)
@@ -137,6 +138,16 @@ def _open_for_appending(path: Path) -> IO[str]:
     finally:
         file.close()
     return path.open("a", encoding="utf-8")
+
+
+def _line(event: Event) -> str:
+    """Return an event as JSON on one line."""
+    clients = event.get("clients")
+    if not isinstance(clients, ClientColumns):
+        return json.dumps(_finite(event), allow_nan=False, separators=(",", ":"))
+    others = {key: value for key, value in event.items() if key != "clients"}
+    begun = json.dumps(_finite(others), allow_nan=False, separators=(",", ":"))
+    return f'{begun[:-1]},"clients":{clients.to_json()}}}'
 
 
 def _finite(value: Any) -> Any:

@@ -41,6 +41,17 @@ def human_seconds(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min"
 
 
+def executor_words(description: Mapping[str, Any]) -> str:
+    """Return what executes clients, in a few words; empty for the plainest."""
+    name = description.get("executor", "serial")
+    if name == "serial":
+        return ""
+    words = f"{name} by {counted(description['workers'], 'worker')}"
+    if formulation := description.get("formulation"):
+        words += f" ({formulation}, {counted(description['chunk'], 'client')} at once)"
+    return words
+
+
 def counted(number: int, noun: str) -> str:
     """Return ``1 client`` or ``5 clients``, with thin groups of digits: ``7 510 parameters``."""
     return f"{number:,}".replace(",", " ") + f" {noun}{'' if number == 1 else 's'}"

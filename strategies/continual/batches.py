@@ -63,7 +63,7 @@ class TensorBatches:
         self._change = change
         self.order = order
         self.sizes = batch_sizes(len(order), batch_size, avoid_one)
-        self._parts = [torch.split(tensor[order], self.sizes) for tensor in tensors]
+        self._parts = [torch.split(tensor.index_select(0, order), self.sizes) for tensor in tensors]
 
     def __len__(self) -> int:
         return len(self._parts[0])
@@ -73,6 +73,18 @@ class TensorBatches:
         if self._change is None:
             return batches
         return ([self._change(x), *others] for x, *others in batches)
+
+
+def memory_sizes(num_samples: int, batch_size: int, drop_last: bool) -> tuple[int, int]:
+    """Return the size of batches from memory, and how many samples each shuffle gives.
+
+    Args:
+        num_samples: In memory, at least 1.
+        batch_size: Asked for, at least 1.
+        drop_last: Whether to leave out what does not fill a batch before each new shuffle.
+    """
+    size = min(batch_size, num_samples)
+    return size, num_samples - num_samples % size if drop_last else num_samples
 
 
 class MemoryBatches:
@@ -99,11 +111,9 @@ class MemoryBatches:
             drop_last: Whether to leave out what does not fill a batch before each new shuffle.
             change: Of the inputs, batch by batch; None for the inputs as they are.
         """
-        size = len(tensors[0])
         self._change = change
         self._tensors = tensors
-        self._batch_size = min(batch_size, size)
-        self._size = size - size % self._batch_size if drop_last else size
+        self._batch_size, self._size = memory_sizes(len(tensors[0]), batch_size, drop_last)
         self._generator = generator
         self._order = torch.empty(0, dtype=torch.int64)
         self._next = self._size
@@ -119,7 +129,7 @@ class MemoryBatches:
         rows = self._order[self._next : self._next + self._batch_size]
         self._next += self._batch_size
         self.drawn += len(rows)
-        batch = [tensor[rows] for tensor in self._tensors]
+        batch = [tensor.index_select(0, rows) for tensor in self._tensors]
         if self._change is not None:
             batch[0] = self._change(batch[0])
         return batch

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from flwr.app import Context, Message
-from flwr.clientapp import ClientApp
 from flwr.common.serde import context_from_proto, context_to_proto
 from lone_client import KINDS, REGRESSION, TWINS
 
@@ -19,6 +18,7 @@ from fedlearn.config.composition import compose
 from fedlearn.config.experiment import build, prepare
 from fedlearn.run import make_parts
 from fedlearn.runtimes.inprocess import InProcess, InProcessGrid
+from fedlearn.runtimes.serial import Serial
 from fedlearn.server import Server, make_server_app
 
 SCENARIOS = {
@@ -39,29 +39,20 @@ CLIPPED = ("ewc", "ewc_online")
 """Whose springs are stiff enough to diverge in so few and large steps."""
 
 
-class SerializingGrid(InProcessGrid):
+class Serializing(Serial):
     """Keeps nothing of a client but bytes."""
 
-    def _execute(self, message: Message) -> Message:
+    def take_turn(self, message: Message) -> Message:
         node_id = message.metadata.dst_node_id
         data = context_to_proto(self.context(node_id)).SerializeToString()
         self._contexts[node_id] = from_bytes(data)
-        return super()._execute(message)
+        return super().take_turn(message)
 
 
 def from_bytes(data: bytes) -> Context:
     from flwr.proto.message_pb2 import Context as ProtoContext
 
     return context_from_proto(ProtoContext.FromString(data))
-
-
-class Runtime(InProcess):
-    def __init__(self, grid_type: type[InProcessGrid]) -> None:
-        super().__init__()
-        self._grid_type = grid_type
-
-    def make_grid(self, client_app: ClientApp, num_clients: int) -> InProcessGrid:
-        return self._grid_type(client_app, num_clients)
 
 
 class Events:
@@ -77,11 +68,12 @@ class Events:
         return (event for event in self.seen if event["event"] == kind)
 
 
-def federate(grid_type: type[InProcessGrid], *overrides: str) -> tuple[Server, Events]:
+def federate(executor: type[Serial], *overrides: str) -> tuple[Server, Events]:
     events = Events()
     made = build(prepare(compose(list(overrides))))
     server, client = make_parts(made, events)  # type: ignore[arg-type]
-    Runtime(grid_type).run(make_server_app(server), make_client_app(client), 3)
+    grid = InProcessGrid(executor(make_client_app(client), 3))
+    InProcess().run(make_server_app(server), grid)
     return server, events
 
 
@@ -103,8 +95,8 @@ def test_every_strategy_runs_repeats_and_comes_back_from_bytes(
         f"engine={engine}",
         f"local.max_grad_norm={1 if name in CLIPPED or kind == 'regression' else 'null'}",
     )
-    server, events = federate(InProcessGrid, *overrides)
-    again, _ = federate(SerializingGrid, *overrides)
+    server, events = federate(Serial, *overrides)
+    again, _ = federate(Serializing, *overrides)
 
     assert server.rounds == 6
     assert not list(events.of("warning"))

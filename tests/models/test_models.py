@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from fedlearn.models.cnn import SmallCNN
 from fedlearn.models.lenet import LeNet5
 from fedlearn.models.mlp import MLP
+from fedlearn.models.reddi_cnn import ReddiCNN
 from fedlearn.models.resnet import resnet18
 from fedlearn.models.torchvision_model import torchvision_model
 from fedlearn.seeding import borrowed_global_rng
@@ -30,6 +31,9 @@ BUILDERS: list[tuple[Callable[..., nn.Module], tuple[int, ...]]] = [
     (LeNet5, (2, 12, 17)),
     (LeNet5, MNIST),
     (LeNet5, CIFAR),
+    (ReddiCNN, (2, 6, 9)),
+    (ReddiCNN, MNIST),
+    (ReddiCNN, CIFAR),
     (resnet18, DIGITS),
     (resnet18, CIFAR),
     (torchvision_model, CIFAR),
@@ -81,7 +85,7 @@ def test_initial_weights_depend_on_the_borrowed_seed_alone(build, shape):
     assert built(1) == built(1) != built(2)
 
 
-@pytest.mark.parametrize("build", [MLP, SmallCNN, LeNet5])
+@pytest.mark.parametrize("build", [MLP, SmallCNN, LeNet5, ReddiCNN])
 def test_features_then_classifier_is_the_model(build):
     model = build(input_shape=MNIST, num_classes=5)
     x = draw(2, *MNIST)
@@ -113,6 +117,8 @@ def test_sizes_known_from_the_papers():
     assert count(mcmahan) == 1_663_370
     assert count(LeNet5(input_shape=MNIST, num_classes=10)) == 61_706
     assert count(LeNet5(input_shape=(1, 32, 32), num_classes=10)) == 61_706
+    assert count(ReddiCNN(input_shape=MNIST, num_classes=62)) == 1_206_590
+    assert count(ReddiCNN(input_shape=CIFAR, num_classes=10)) == 1_626_442
     imagenet = resnet18(input_shape=(3, 224, 224), num_classes=1000, stem="imagenet", norm="batch")
     assert count(imagenet) == 11_689_512
 
@@ -124,6 +130,16 @@ def test_mlp_is_what_its_arguments_say():
     kinds = [type(module) for module in model.features]
     assert kinds == [nn.Flatten, *[nn.Linear, nn.Tanh, nn.Dropout] * 2]
     assert all(module.p == 0.5 for module in model.features if isinstance(module, nn.Dropout))
+
+
+def test_reddi_cnn_drops_the_papers_shares_where_asked():
+    plain, dropping = (
+        ReddiCNN(input_shape=MNIST, num_classes=62, dropout=dropout) for dropout in (False, True)
+    )
+    rates = [module.p for module in dropping.modules() if isinstance(module, nn.Dropout)]
+    assert rates == [0.25, 0.5]
+    kinds = [type(module) for module in dropping.features if not isinstance(module, nn.Dropout)]
+    assert kinds == [type(module) for module in plain.features]
 
 
 def test_resnet_with_imagenet_stem_is_torchvisions():
@@ -209,6 +225,13 @@ DIGIT = {"input_shape": DIGITS, "num_classes": 10}
         (LeNet5, {"input_shape": MNIST, "num_classes": 0}, "num_classes=0"),
         (LeNet5, {"input_shape": MNIST, "num_classes": 2, "activation": "no"}, "model.activation"),
         (LeNet5, {"input_shape": MNIST, "num_classes": 2, "pooling": "no"}, "model.pooling=no"),
+        (
+            ReddiCNN,
+            {**DIGIT, "input_shape": (1, 5, 8)},
+            "model=reddi_cnn: 5x8 images are too small",
+        ),
+        (ReddiCNN, {**DIGIT, "input_shape": (64,)}, "model=reddi_cnn: needs images .* not 64"),
+        (ReddiCNN, {**DIGIT, "num_classes": 0}, "num_classes=0"),
         (resnet18, {**DIGIT, "num_groups": 48}, "model.num_groups=48: must divide 64"),
         (resnet18, {**DIGIT, "stem": "mnist"}, "model.stem=mnist"),
         (resnet18, {**DIGIT, "norm": "layer"}, "model.norm=layer"),

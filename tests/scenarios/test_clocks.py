@@ -83,9 +83,11 @@ def test_who_is_present_is_in_an_experience_and_not_away(schedule: Schedule) -> 
                 away = server_round in range(first, until)
             if by_hand(schedule, client_id, server_round) is not None and not away:
                 expected.append(client_id)
-        present = schedule.present(server_round)
-        assert present == expected
-        assert all(type(client_id) is int for client_id in present)
+        assert schedule.present(server_round).tolist() == expected
+        everybody = np.arange(len(schedule.begins))
+        found = schedule.experiences(everybody, server_round).tolist()
+        each = [by_hand(schedule, client_id, server_round) for client_id in everybody]
+        assert found == [-1 if index is None else index for index in each]
 
 
 @given(schedules())
@@ -139,7 +141,7 @@ def test_in_step_is_the_arithmetic_of_one_clock(sizes: tuple[int, int, int], see
         assert schedule.away is None
         for server_round in rounds_of(schedule):
             index, over = divmod(server_round - 1, rounds)
-            assert schedule.present(server_round) == list(range(num_clients))
+            assert schedule.present(server_round).tolist() == list(range(num_clients))
             assert schedule.stage(server_round) == index
             assert schedule.entered(server_round).tolist() == [index + 1] * num_clients
             ending = [(index, list(range(num_clients)))] if over == rounds - 1 else []

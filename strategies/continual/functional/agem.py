@@ -8,14 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fedlearn.losses import Loss
 from fedlearn.types import LocalTraining
 from strategies.continual.bounds import at_least
 from strategies.continual.functional.continual import FunctionalContinual
-from strategies.continual.functional.method import Method, mean_loss
-from strategies.continual.functional.network import Network
+from strategies.continual.functional.method import Method
 from strategies.continual.functional.rehearsal import Arrival, Draw, Kept, Rehearsal, shares
-from strategies.continual.functional.trees import Batch, Tree, dot
+from strategies.continual.functional.trees import Tree, dot
 
 
 def agem(
@@ -47,10 +45,6 @@ class AGEM(Method[None]):
     """Averaged gradient episodic memory."""
 
     projects: ClassVar[bool] = True
-
-    def reference(self, network: Network, params: Tree, batch: Batch, criterion: Loss) -> Tensor:
-        """Return the mean loss on memory."""
-        return mean_loss(criterion, network.logits(params, batch), batch)
 
     def adjust_gradient(self, gradient: Tree, reference: Tree) -> Tree:
         """Return ``g - (g . g_ref / g_ref . g_ref) g_ref`` where g opposes g_ref, else g."""

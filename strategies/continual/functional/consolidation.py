@@ -37,7 +37,7 @@ class Survey:
         """Add a batch.
 
         Args:
-            total: The sum over batches so far; all zeros at first. A batch of padding adds 0.
+            total: The sum over batches so far; all zeros at first.
             params: The trainable weights where the experience is consolidated.
             batch: Samples of the experience.
         """

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from fedlearn.losses import Loss, make_loss
 from fedlearn.seeding import borrowed_global_rng
+from fedlearn.turns import CohortTrainer
 from fedlearn.types import Experience, LocalTraining, Report, State, Turn
 from strategies.continual.bounds import one_of
 from strategies.continual.functional.consolidation import batches_of, classes_of, learnt, logits_of
 from strategies.continual.functional.epochs import Epochs, Remembered
+from strategies.continual.functional.formulations import Formulation, trainer_of
 from strategies.continual.functional.method import Method
 from strategies.continual.functional.network import Live
 from strategies.continual.functional.optimizers import Optimizer, optimizer_of
@@ -72,6 +74,26 @@ class FunctionalContinual:
             return "nothing"
         return "model" if self.rehearsal.keeps_logits else "data"
 
+    @property
+    def keeps_state(self) -> bool:
+        """Whether clients keep anything between turns."""
+        return self.consolidates != "nothing"
+
+    def cohort_trainer(
+        self, model: nn.Module, device: torch.device, formulation: Formulation = "auto"
+    ) -> CohortTrainer:
+        """Return what trains many clients at once; see `fedlearn.turns.CohortStrategy`.
+
+        Args:
+            model: What they train; not modified.
+            device: Where.
+            formulation: How.
+
+        Raises:
+            ValueError: Clients of such a model cannot be trained like that.
+        """
+        return trainer_of(self, model, device, formulation)
+
     def criterion(self, experience: Experience) -> Loss:
         """Return the loss that goes with `experience`."""
         if self.training.class_balance is None:
@@ -98,7 +120,7 @@ class FunctionalContinual:
         with borrowed_global_rng(turn.seed("turn", turn.server_round)):
             live = Live(model.train(), self.training)
             past = recall(state, self.method, device)
-            if self.consolidates != "nothing":
+            if self.keeps_state:
                 past = self._enter(live, past, experience, turn, device)
             epochs = Epochs(
                 model,
@@ -207,7 +229,7 @@ class FunctionalContinual:
 
     def _state(self, past: Past, live: Live, experience: Experience) -> State:
         """Return what the client must keep."""
-        if self.consolidates == "nothing":
+        if not self.keeps_state:
             return State()
         own = self.consolidates == "model" and self.anchor == "local"
         weights = live.weights() if own else {}

@@ -8,17 +8,14 @@ many experiences have passed.
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
-import torch
 from torch import Tensor
 
-from fedlearn.losses import Loss
 from fedlearn.types import LocalTraining
 from strategies.continual.bounds import at_least, one_of, within
 from strategies.continual.functional.continual import Anchor, FunctionalContinual
-from strategies.continual.functional.method import Learnt, Method, mean_loss
-from strategies.continual.functional.network import Network
+from strategies.continual.functional.method import Learnt, Method
 from strategies.continual.functional.springs import Spring, moved
-from strategies.continual.functional.trees import Batch, Tree
+from strategies.continual.functional.trees import Tree
 
 
 def ewc(
@@ -86,24 +83,18 @@ class EWC(Method[Fisher]):
     memory: ClassVar[type[Fisher]] = Fisher
     measures: ClassVar[bool] = True
 
-    def blank(self, network: Network, weights: Tree) -> Fisher:
-        """Return springs without stiffness."""
-        zeros = {name: torch.zeros_like(weights[name]) for name in network.trainable}
-        slope = dict(zeros) if self.decay is None else {}
-        return Fisher(zeros, dict(zeros), slope, next(iter(zeros.values())).new_zeros(()))
-
     def springs(self, memory: Fisher) -> tuple[Spring]:
         """Return the one spring that stands for all past experiences."""
         stiffness, anchor, slope, offset = memory
         return (Spring(self.strength, anchor, stiffness, slope, offset),)
 
-    def sensitivity(self, network: Network, params: Tree, batch: Batch, criterion: Loss) -> Tensor:
-        """Return the mean loss."""
-        return mean_loss(criterion, network.logits(params, batch), batch)
-
     def importance(self, gradient: Tensor) -> Tensor:
         """Return the squared gradient."""
         return gradient.square()
+
+    def add_importance(self, total: Tensor, gradient: Tensor) -> None:
+        """Add the squared gradient to `total`."""
+        total.addcmul_(gradient, gradient)
 
     def consolidate(self, memory: Fisher | None, learnt: Learnt) -> Fisher:
         """Return the memory with the experience's Fisher information."""

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -72,12 +71,6 @@ class LwF(Method[Teacher]):
 
     memory: ClassVar[type[Teacher]] = Teacher
 
-    def blank(self, network: Network, weights: Tree) -> Teacher:
-        """Return a teacher who has no class to teach."""
-        shape = (self.num_heads, self.num_classes)
-        nothing = next(iter(weights.values())).new_zeros(shape, dtype=torch.bool)
-        return Teacher(dict(weights), nothing)
-
     def loss(
         self, network: Network, params: Tree, batch: Batch, memory: Teacher | None, criterion: Loss
     ) -> Tensor:
@@ -86,10 +79,14 @@ class LwF(Method[Teacher]):
         loss = mean_loss(criterion, network.seen(outputs, batch), batch)
         if memory is None:
             return loss
-        taught = network.teach(memory.weights, batch["x"])
+        taught = network.teach(self.teacher(memory), batch["x"])
         if self.num_heads > 1:  # Avalanche runs the model again for all heads: dropout draws anew
             outputs = network(params, batch["x"])
         return loss + self.alpha * mean(self._divergence(outputs, taught, memory.classes), batch)
+
+    def teacher(self, memory: Teacher) -> Tree:
+        """Return the last experience's model."""
+        return memory.weights
 
     def _divergence(self, outputs: Tensor, taught: Tensor, classes: Tensor) -> Tensor:
         """Return KL(teacher || student) of each sample (batch,), summed over heads."""

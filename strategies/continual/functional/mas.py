@@ -68,12 +68,6 @@ class MAS(Method[Sensitivity]):
     memory: ClassVar[type[Sensitivity]] = Sensitivity
     measures: ClassVar[bool] = True
 
-    def blank(self, network: Network, weights: Tree) -> Sensitivity:
-        """Return springs without stiffness."""
-        zeros = {name: torch.zeros_like(weights[name]) for name in network.trainable}
-        known = next(iter(zeros.values())).new_zeros((), dtype=torch.bool)
-        return Sensitivity(zeros, dict(zeros), known)
-
     def springs(self, memory: Sensitivity) -> tuple[Spring]:
         """Return the spring."""
         return (Spring(self.strength, memory.anchor, memory.stiffness),)

@@ -11,7 +11,7 @@ from strategies.continual.functional.rehearsal import Kept
 from strategies.continual.functional.trees import Tree
 
 EXPERIENCE, CONSOLIDATED = "experience", "consolidated"
-_WEIGHTS, _MEMORY, _KEPT = "weights/", "memory/", "kept/"
+_WEIGHTS, _MEMORY, _KEPT = "weights", "memory", "kept"
 
 
 class Past(NamedTuple):
@@ -37,21 +37,19 @@ def recall(state: State, method: Method[Any], device: torch.device) -> Past:
     consolidated = state.values.get(CONSOLIDATED)
     if consolidated is None:
         return Past()
-    memory, fields = None, _under(_MEMORY, state.tensors, device)
+    parts = _by_head(state.tensors)
+    memory, fields = None, parts.get(_MEMORY)
     if method.memory is not None and fields:
+        here = _by_head({name: each.to(device) for name, each in fields.items()})
         memory = method.completed(
-            method.memory(
-                **{
-                    name: fields[name] if name in fields else _under(f"{name}/", fields, device)
-                    for name in method.memory._fields
-                }
-            )
+            method.memory(**{name: _field(here.get(name, {})) for name in method.memory._fields})
         )
-    kept = _under(_KEPT, state.tensors, torch.device("cpu"))
+    kept = {name: each.cpu() for name, each in parts.get(_KEPT, {}).items()}
+    weights = {name: each.to(device) for name, each in parts.get(_WEIGHTS, {}).items()}
     return Past(
         int(state.values[EXPERIENCE]),  # type: ignore[arg-type]
         int(consolidated),  # type: ignore[arg-type]
-        _under(_WEIGHTS, state.tensors, device),
+        weights,
         memory,
         Kept(**kept) if kept else None,
     )
@@ -62,25 +60,30 @@ def keep(past: Past, method: Method[Any]) -> State:
     assert past.experience is not None
     state = State(values={EXPERIENCE: past.experience, CONSOLIDATED: past.consolidated})
     for name, tensor in past.weights.items():
-        state.tensors[_WEIGHTS + name] = tensor
+        state.tensors[f"{_WEIGHTS}/{name}"] = tensor
     if past.memory is not None:
         for field, value in past.memory._asdict().items():
             if field in method.derived:
                 continue
             parts = {"": value} if isinstance(value, Tensor) else value
             for name, tensor in parts.items():
-                state.tensors[f"{_MEMORY}{field}/{name}".removesuffix("/")] = tensor
+                state.tensors[f"{_MEMORY}/{field}/{name}".removesuffix("/")] = tensor
     if past.kept is not None:
         for name, tensor in past.kept._asdict().items():
             if tensor.numel():
-                state.tensors[_KEPT + name] = tensor
+                state.tensors[f"{_KEPT}/{name}"] = tensor
     return state
 
 
-def _under(prefix: str, tensors: Tree, device: torch.device) -> Tree:
-    """Return the tensors whose name starts with `prefix`, without it, on `device`."""
-    return {
-        name.removeprefix(prefix): tensor.to(device)
-        for name, tensor in tensors.items()
-        if name.startswith(prefix)
-    }
+def _by_head(tensors: Tree) -> dict[str, Tree]:
+    """Return the tensors called ``head/rest`` by head and rest, in their order."""
+    parts: dict[str, Tree] = {}
+    for name, tensor in tensors.items():
+        head, _, rest = name.partition("/")
+        parts.setdefault(head, {})[rest] = tensor
+    return parts
+
+
+def _field(parts: Tree) -> Tensor | Tree:
+    """Return a field of a memory: the one tensor without a name, or all of them."""
+    return parts.get("", parts)

@@ -4,19 +4,14 @@ It has the policies that do not look at the model.
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
-from torch import Tensor
-
-from fedlearn.losses import Loss
 from fedlearn.types import LocalTraining
 from strategies.continual.bounds import at_least, needs_classes, one_of
 from strategies.continual.functional.continual import Anchor, FunctionalContinual
-from strategies.continual.functional.method import Method, mean_loss
-from strategies.continual.functional.network import Network
+from strategies.continual.functional.method import Method
 from strategies.continual.functional.rehearsal import Rehearsal
 from strategies.continual.functional.reservoirs import RankedMemory, Reservoirs
-from strategies.continual.functional.trees import Batch, Tree, together
 
 Policy = Literal[
     "experience_balanced", "class_balanced", "reservoir", "herding", "closest_to_center"
@@ -107,10 +102,4 @@ def _memory(
 class Replay(Method[None]):
     """One loss over the present batch and one from memory, as if they were one batch."""
 
-    def loss(
-        self, network: Network, params: Tree, batch: Batch, memory: None, criterion: Loss
-    ) -> Tensor:
-        """Return the mean loss over both batches."""
-        if "replayed" in batch:
-            batch = together(batch, batch["replayed"])
-        return mean_loss(criterion, network.logits(params, batch), batch)
+    blends: ClassVar[bool] = True

@@ -78,12 +78,7 @@ class SynapticIntelligence(Method[Path]):
 
     memory: ClassVar[type[Path]] = Path
     derived: ClassVar[tuple[str, ...]] = ("stiffness",)
-
-    def blank(self, network: Network, weights: Tree) -> Path:
-        """Return springs without stiffness, and a path of length 0."""
-        names = [name for name in network.trainable if name not in network.normalisation]
-        zeros = {name: torch.zeros_like(weights[name]) for name in names}
-        return Path(zeros, dict(zeros), dict(zeros), dict(zeros))
+    moving: ClassVar[tuple[str, ...]] = ("trajectory",)
 
     def enter(self, memory: Path | None, params: Tree, network: Network) -> Path:
         """Return the memory with theta* at `params` and a new path."""

@@ -79,6 +79,21 @@ class Step(Generic[M]):
             Weights, slots and memory after the step, and scalars: the ``loss`` before it, penalties
             included, and the ``gradient_norm`` before clipping where asked for.
         """
+        loss, gradient, reference = self.differentiated(params, memory, batch)
+        with torch.no_grad():
+            measures, gradient, followed = self.directed(params, memory, loss, gradient, reference)
+            after, slots = self.optimizer.update(params, followed, slots)
+            if memory is not None:
+                memory = self.method.after_step(memory, params, after, gradient)
+        return after, slots, memory, measures
+
+    def differentiated(
+        self, params: Tree, memory: M | None, batch: Batch
+    ) -> tuple[Tensor, Tree, Tree | None]:
+        """Return loss and gradient without quadratic penalties, and the gradient of the reference.
+
+        The last is None where the method has none, or the batch nothing that is replayed.
+        """
         reference: Tree | None = None
         if self.method.projects and "replayed" in batch:
             _, reference = self.differentiate(
@@ -91,23 +106,38 @@ class Step(Generic[M]):
             lambda weights: self.method.loss(self.network, weights, batch, memory, self.criterion),
             params,
         )
-        with torch.no_grad():
-            if memory is not None:
-                springs = self.method.springs(memory)
-                loss, gradient = stretch(springs, params, loss, gradient)
-            if self.proximal is not None:
-                loss, gradient = stretch((self.proximal,), params, loss, gradient)
-            if reference is not None:
-                gradient = self.method.adjust_gradient(gradient, reference)
-            measures = {"loss": loss}
-            followed = gradient
-            if self.max_grad_norm is not None or self.measures_gradient:
-                length = norm(gradient)
-                if self.measures_gradient:
-                    measures["gradient_norm"] = length
-                if self.max_grad_norm is not None:
-                    followed = clipped(gradient, length, self.max_grad_norm)
-            after, slots = self.optimizer.update(params, followed, slots)
-            if memory is not None:
-                memory = self.method.after_step(memory, params, after, gradient)
-        return after, slots, memory, measures
+        return loss, gradient, reference
+
+    def directed(
+        self,
+        params: Tree,
+        memory: M | None,
+        loss: Tensor,
+        gradient: Tree,
+        reference: Tree | None,
+    ) -> tuple[dict[str, Tensor], Tree, Tree]:
+        """Return measures of the step, the whole gradient, and what the optimiser follows.
+
+        Args:
+            params: The trainable weights.
+            memory: What the method remembers; None for nothing.
+            loss: From `differentiated`.
+            gradient: Likewise.
+            reference: Likewise.
+        """
+        if memory is not None:
+            springs = self.method.springs(memory)
+            loss, gradient = stretch(springs, params, loss, gradient)
+        if self.proximal is not None:
+            loss, gradient = stretch((self.proximal,), params, loss, gradient)
+        if reference is not None:
+            gradient = self.method.adjust_gradient(gradient, reference)
+        measures = {"loss": loss}
+        followed = gradient
+        if self.max_grad_norm is not None or self.measures_gradient:
+            length = norm(gradient)
+            if self.measures_gradient:
+                measures["gradient_norm"] = length
+            if self.max_grad_norm is not None:
+                followed = clipped(gradient, length, self.max_grad_norm)
+        return measures, gradient, followed
