@@ -448,9 +448,7 @@ def test_doctor_says_how_cohorts_would_be_trained_and_why(
     assert not runs.exists()
 
 
-def test_doctor_finds_what_a_run_cannot_do(
-    runs: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_doctor_finds_what_a_run_cannot_do(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "num_clients=0"]) == 1
     assert "broken num_clients=0: must be at least 1" in capsys.readouterr().out
 
