@@ -20,6 +20,7 @@ from rich.console import Console
 
 from fedlearn import spans
 from fedlearn.cli import main
+from fedlearn.runtimes.workers import Workers
 from fedlearn.spans import absorb, drain, is_recording, recording, span
 from fedlearn.tracking.profile import PROFILE, TRACE, Profile, profile_table, profiled
 
@@ -595,3 +596,18 @@ def test_the_profile_is_no_part_of_the_protocol() -> None:
 
     assert compose().tree["profile"] is False
     assert protocol_of(compose(["profile=true"])) == protocol_of(compose())
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_workers_of_either_kind_tell_what_they_did(start):
+    with recording():
+        with Workers(_worked, 2, start) as workers:
+            workers.map(range(4))
+        told = [each for each in drain() if each[0][-1] == "worked"]
+    assert len(told) == 4
+    assert os.getpid() not in {each[4] for each in told}
+
+
+def _worked(job, shared, keeper):
+    with span("worked", job=job):
+        return job

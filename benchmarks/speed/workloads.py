@@ -68,7 +68,7 @@ W2 = Workload(
     samples=60,
     batch_size=10,
     lr=0.1,
-    rounds=6,
+    rounds=12,
     chunk=5,
 )
 W3 = Workload(
@@ -82,7 +82,7 @@ W3 = Workload(
     samples=20,
     batch_size=10,
     lr=0.1,
-    rounds=4,
+    rounds=8,
     chunk=100,
 )
 W4 = Workload(

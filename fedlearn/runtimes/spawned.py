@@ -12,6 +12,7 @@ import socket
 import sys
 from collections import ChainMap
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
@@ -22,6 +23,7 @@ from fedlearn.runtimes.keeper import Keeper
 from fedlearn.runtimes.shared import loads, reducers
 from fedlearn.runtimes.worker import Handle, Worker
 from fedlearn.runtimes.zygote import Zygote, serve
+from fedlearn.spans import is_recording, recording
 
 
 class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
@@ -48,6 +50,7 @@ def spawn_zygote(
         "handle": where,
         "late": torch.cuda.is_initialized(),  # type: ignore[no-untyped-call]
         "threads": threads,
+        "profile": is_recording(),
     }
     fds = [*(space.fd for space in arenas), *(space.fd for space in shelves), estate.fd]
     return Zygote.spawn(__name__, [json.dumps(plan)], fds)
@@ -87,7 +90,8 @@ def main(fd: str, parent: str, plan: str) -> None:
     shelves = [Shelf(number, None, fd) for number, fd in told["shelves"]]
     handle: Handle = late if told["late"] else late.load()
     work = Worker(handle, arenas, shelves, told["threads"])
-    serve(socket.socket(fileno=int(fd)), work, int(parent))
+    with recording() if told["profile"] else nullcontext():
+        serve(socket.socket(fileno=int(fd)), work, int(parent))
     os._exit(0)  # nothing here is worth the time that taking it down in order takes
 
 

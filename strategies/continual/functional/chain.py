@@ -24,12 +24,12 @@ Tape = list[list[Kept]]
 """What a forward pass leaves for the backward pass: for each client or, where all ran at once, for
 all together, what each layer keeps."""
 
-CACHED = 5 * 2**20
+CACHED = 8 * 2**20
 """Bytes of weights and activations of the clients that run at once on a CPU core.
 
 Measured with 784-200-200-10 and 64-32-10 perceptrons, batches of 10, on cores with 1 MB of L2 cache
-each and a shared L3 cache of 32 MB: speed hardly differs from 2 to 6 MB, at 16 it is a fifth to a
-third lower.
+each and a shared L3 cache of 32 MB: the products alone are fastest from 2 to 6 MB, but what a step
+costs besides is shared by more clients; at 16 MB a turn takes a fifth to a third longer.
 """
 
 MEMORY_SHARE = 0.25
