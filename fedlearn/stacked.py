@@ -124,18 +124,28 @@ class Stack:
         """Return the mean, summed in float64 in the order of the clients."""
         if weights is None:
             raise ValueError("the mean of single models needs weights")
-        shares = (weights / weights.sum()).tolist()
-        mean: Tensors = {}
-        for name, like in self._models[0].items():
-            total = torch.zeros(like.shape, dtype=torch.float64, device=like.device)
-            for share, model in zip(shares, self._models, strict=True):
-                total.add_(model[name], alpha=share)  # each element is widened on the way
-            mean[name] = total.to(like.dtype)
-        return mean
+        return weighted_mean(self._models, weights.tolist())
 
     def of(self, at: int) -> Tensors:
         """Return one client's parameters."""
         return self._models[at]
+
+
+def weighted_mean(models: Sequence[Tensors], weights: Sequence[float]) -> Tensors:
+    """Return sum_k w_k * theta_k / sum_k w_k for each name, in the dtype of the inputs.
+
+    Args:
+        models: One model's named tensors each; the same names, shapes and dtypes.
+        weights: One positive weight each.
+    """
+    total = sum(weights)
+    mean: Tensors = {}
+    for name, like in models[0].items():
+        sums = torch.zeros(like.shape, dtype=torch.float64, device=like.device)
+        for model, weight in zip(models, weights, strict=True):
+            sums.add_(model[name], alpha=weight / total)  # each element is widened on the way
+        mean[name] = sums.to(like.dtype)
+    return mean
 
 
 @dataclass

@@ -6,8 +6,8 @@ from flwr.serverapp import strategy as flower
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedlearn.stacked import weighted_mean
 from strategies.aggregation import bounds
-from strategies.aggregation.fedavg import weighted_mean
 
 SAMPLING = {"min_train_nodes": 1, "min_available_nodes": 1, "min_evaluate_nodes": 1}
 STOCK = {

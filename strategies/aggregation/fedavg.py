@@ -9,15 +9,13 @@ the executor can keep it so: see `fedlearn.stacked`.
 from collections.abc import Iterable
 from typing import ClassVar, cast
 
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
-from torch import Tensor
 
 from fedlearn.records import SERVER_ROUND, metrics_of, to_arrays, to_tensors
-from fedlearn.stacked import Instructions, Replies
+from fedlearn.stacked import Instructions, Replies, weighted_mean
 
 
 class FedAvg(FlowerFedAvg):
@@ -91,20 +89,3 @@ class FedAvg(FlowerFedAvg):
         models = [to_tensors(next(iter(m.content.array_records.values()))) for m in valid]
         metrics = self.train_metrics_aggr_fn([m.content for m in valid], self.weighted_by_key)
         return to_arrays(weighted_mean(models, weights)), metrics
-
-
-def weighted_mean(models: list[dict[str, Tensor]], weights: list[float]) -> dict[str, Tensor]:
-    """Return sum_k w_k * theta_k / sum_k w_k for each name, in the dtype of the inputs.
-
-    Args:
-        models: One model's named tensors each; the same names, shapes and dtypes.
-        weights: One positive weight each.
-    """
-    total = sum(weights)
-    mean: dict[str, Tensor] = {}
-    for name, like in models[0].items():
-        sums = torch.zeros(like.shape, dtype=torch.float64, device=like.device)
-        for model, weight in zip(models, weights, strict=True):
-            sums.add_(model[name], alpha=weight / total)  # each element is widened on the way
-        mean[name] = sums.to(like.dtype)
-    return mean

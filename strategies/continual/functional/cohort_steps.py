@@ -19,19 +19,6 @@ from strategies.continual.functional.step import Step
 from strategies.continual.functional.trees import Tree
 
 
-class Measured:
-    """Scalars of each client's steps.
-
-    Attributes:
-        losses: (steps, K).
-        lengths: (steps, K), norms of the gradients; None where nobody asks.
-    """
-
-    def __init__(self, steps: int, clients: int, like: Tensor, measures_gradient: bool) -> None:
-        self.losses = like.new_zeros(steps, clients)
-        self.lengths = like.new_zeros(steps, clients) if measures_gradient else None
-
-
 @dataclass
 class Following:
     """K clients' steps by any optimiser, with anything done to the gradient.
