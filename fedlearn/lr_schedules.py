@@ -139,15 +139,6 @@ class Linear(LrSchedule):
         return 1 - (1 - self.end) * at / max(rounds - 1, 1)
 
 
-def factor_at(
-    lr_schedule: LrSchedule, schedule: Schedule, client_id: int, server_round: int
-) -> float:
-    """Return the factor of a client's turn in `server_round` (1-based), by the task clock."""
-    if lr_schedule.over == "run":
-        return lr_schedule.factor(server_round - 1, schedule.num_rounds)
-    return lr_schedule.factor(*schedule.place(client_id, server_round))
-
-
 def check_warmup(lr_schedule: LrSchedule, schedule: Schedule) -> None:
     """Check that the warm-up leaves rounds to train at the full rate.
 

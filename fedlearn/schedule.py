@@ -91,23 +91,6 @@ class Schedule:
             here = here & ((server_round < self.away[:, 0]) | (self.away[:, 1] <= server_round))
         return np.flatnonzero(here)
 
-    def place(self, client_id: int, server_round: int) -> tuple[int, int]:
-        """Return how many rounds of the client's present experience are over, and its rounds.
-
-        Raises:
-            ValueError: The client is in none.
-        """
-        index = self.experience(client_id, server_round)
-        if index is None:
-            raise ValueError(f"round={server_round}: client {client_id} is in no experience")
-        begin, end = (int(each[client_id, index]) for each in (self.begins, self.ends))
-        return server_round - begin, end - begin + 1
-
-    def progress(self, client_id: int, server_round: int) -> float:
-        """Return the share of `client_id`'s present experience that is over, in [0, 1)."""
-        over, rounds = self.place(client_id, server_round)
-        return over / rounds
-
     def rounds_before(self, client_ids: Rounds, server_round: int) -> Rounds:
         """Return (n, T): how many rounds each experience of `client_ids` lasted before this one."""
         ends = np.minimum(self.ends[client_ids], server_round - 1)

@@ -13,7 +13,6 @@ from fedlearn.lr_schedules import (
     LrSchedule,
     Step,
     check_warmup,
-    factor_at,
 )
 from fedlearn.schedule import Schedule
 
@@ -73,15 +72,6 @@ def test_a_factor_is_greater_than_0_and_at_most_1(kind, warmup, place):
 
 def test_a_rate_that_falls_for_ever_never_reaches_0():
     assert Exponential(gamma=0.1).factor(5000, 10_000) > 0
-
-
-def test_over_the_run_rounds_go_on_and_over_experiences_they_start_anew():
-    schedule = Schedule.in_step(1, num_experiences=3, rounds_per_experience=4)
-    rounds = range(1, 13)
-    run = [factor_at(Cosine(), schedule, 0, each) for each in rounds]
-    assert run == [Cosine().factor(each - 1, 12) for each in rounds]
-    again = [factor_at(Cosine(over="experience"), schedule, 0, each) for each in rounds]
-    assert again == [Cosine().factor(t, 4) for t in range(4)] * 3
 
 
 @pytest.mark.parametrize(("over", "most"), [("run", 12), ("experience", 4)])

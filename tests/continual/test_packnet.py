@@ -12,7 +12,6 @@ from cohort import Federation, scores, shared
 from lone_client import TASK_TRAINING, accuracy, gap, live, mlp, model_for, split
 from torch import nn
 
-from fedlearn.schedule import Schedule
 from strategies.continual.avalanche.heads import TaskHeads
 from strategies.continual.avalanche.packnet import packnet
 
@@ -198,12 +197,6 @@ def test_two_networks_of_equal_weights_prune_equally_where_magnitudes_tie() -> N
         assert int(owned(network, 0).sum()) == 512
         assert one is None or gap(one, network) == 0.0
         one = network
-
-
-def test_the_clock_tells_how_much_of_an_experience_is_over() -> None:
-    schedule = Schedule.in_step(1, num_experiences=2, rounds_per_experience=4)
-    progress = [schedule.progress(0, server_round) for server_round in range(1, 9)]
-    assert progress == [0.0, 0.25, 0.5, 0.75] * 2
 
 
 BAD = [

@@ -3,12 +3,17 @@
 import numpy as np
 import pytest
 import torch
+from federation import make_scenario
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedlearn.local_work import LocalWork
+from fedlearn.lr_schedules import Cosine, LrSchedule, Step
 from fedlearn.schedule import Schedule
+from fedlearn.turns import NEVER, Turns
 from scenarios.clocks import Clock
 
+BLOBS = make_scenario(1)  # turns of whole epochs follow from the clock, whatever is learnt
 SEEDS = st.integers(0, 2**32)
 SIZES = st.tuples(st.integers(1, 6), st.integers(1, 4), st.integers(1, 7))  # K, T, rounds
 SHARES = st.one_of(st.just(0.0), st.just(1.0), st.floats(0, 1))
@@ -40,6 +45,14 @@ def rounds_of(schedule: Schedule) -> range:
     return range(1, schedule.num_rounds + 1)
 
 
+def turns_of_all(work: LocalWork, schedule: Schedule, server_round: int) -> Turns:
+    """The turns of everybody who is in an experience."""
+    found = schedule.experiences(np.arange(len(schedule.begins)), server_round)
+    who = np.flatnonzero(found >= 0)
+    never = np.full(len(who), NEVER)
+    return work.turns(BLOBS, schedule, who, found[who], never, server_round, {})
+
+
 def by_hand(schedule: Schedule, client_id: int, server_round: int) -> int | None:
     """The experience that a client is in, looked for one by one."""
     spans = zip(schedule.begins[client_id], schedule.ends[client_id], strict=True)
@@ -63,13 +76,31 @@ def test_a_client_is_where_its_begins_and_ends_say(schedule: Schedule) -> None:
             ]
             before = schedule.rounds_before(client_id, server_round)
             assert before.tolist() == [len(rounds) for rounds in past]
-            if now is None:
-                with pytest.raises(ValueError, match=f"round={server_round}: client {client_id} i"):
-                    schedule.place(client_id, server_round)
-                continue
-            whole = [r for r in rounds_of(schedule) if by_hand(schedule, client_id, r) == now]
-            assert schedule.place(client_id, server_round) == (len(past[now]), len(whole))
-            assert schedule.progress(client_id, server_round) == len(past[now]) / len(whole)
+
+
+@given(
+    schedules(),
+    st.integers(1, 3),
+    st.sampled_from([Cosine(), Cosine("experience"), Step("experience", every=2)]),
+)
+def test_a_turn_stands_where_its_clients_rounds_counted_one_by_one_have_it(
+    schedule: Schedule, epochs: int, rates: LrSchedule
+) -> None:
+    work = LocalWork(run_seed=0, epochs=epochs, batch_size=1, lr_schedule=rates)
+    for server_round in rounds_of(schedule):
+        turns = turns_of_all(work, schedule, server_round)
+        for at, client_id in enumerate(turns.client_ids.tolist()):
+            met = [by_hand(schedule, client_id, r) for r in rounds_of(schedule)]
+            now = met[server_round - 1]
+            over, rounds = met[: server_round - 1].count(now), met.count(now)
+            turn = turns.turn(at)
+            assert turns.experiences[at] == now
+            assert turn.progress == over / rounds
+            trained = [each for each in met[: server_round - 1] if each is not None]
+            assert turn.first_epoch == len(trained) * epochs
+            if rates.over == "run":
+                over, rounds = server_round - 1, len(met)
+            assert turn.lr_factor == rates.factor(over, rounds)
 
 
 @given(schedules())
@@ -148,7 +179,6 @@ def test_in_step_is_the_arithmetic_of_one_clock(sizes: tuple[int, int, int], see
             assert schedule.finishing(server_round) == ending
             for client_id in range(num_clients):
                 assert schedule.experience(client_id, server_round) == index
-                assert schedule.place(client_id, server_round) == (over, rounds)
                 before = schedule.rounds_before(client_id, server_round)
                 assert before.sum() == server_round - 1
                 assert before[index] == over
