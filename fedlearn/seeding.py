@@ -4,13 +4,14 @@ The numbers are usually a client and a round or an epoch. Equal keys give equal 
 machine and in every process; nothing is drawn from, or written to, the global generators.
 """
 
-import hashlib
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 
 def seed(run_seed: int, purpose: str, *numbers: int) -> int:
@@ -22,8 +23,25 @@ def seed(run_seed: int, purpose: str, *numbers: int) -> int:
             with the same numbers independent.
         *numbers: Whatever else tells this use apart: client, round, epoch, experience.
     """
-    key = "/".join([str(int(run_seed)), purpose, *(str(int(number)) for number in numbers)])
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little") >> 1
+    return _hashed(_keys(run_seed, purpose, len(numbers)) % numbers)
+
+
+def seeds(
+    run_seed: int, purpose: str, clients: NDArray[np.int64], numbers: NDArray[np.int64]
+) -> list[int]:
+    """Return ``seed(run_seed, purpose, client, number)`` of each pair, (n,) each, faster."""
+    keys = _keys(run_seed, purpose, 2)
+    return [_hashed(keys % pair) for pair in zip(clients.tolist(), numbers.tolist(), strict=True)]
+
+
+def _keys(run_seed: int, purpose: str, count: int) -> bytes:
+    """Return the keys of a purpose: a pattern with a place for each of `count` numbers."""
+    start = f"{int(run_seed)}/{purpose}".replace("%", "%%")
+    return (start + "/%d" * count).encode()
+
+
+def _hashed(key: bytes) -> int:
+    return int.from_bytes(sha256(key).digest()[:8], "little") >> 1
 
 
 def generator(run_seed: int, purpose: str, *numbers: int) -> torch.Generator:

@@ -1,3 +1,4 @@
+import hashlib
 import random
 
 import numpy as np
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedlearn.schedule import Schedule
-from fedlearn.seeding import borrowed_global_rng, generator, seed
+from fedlearn.seeding import borrowed_global_rng, generator, seed, seeds
 
 
 @given(st.integers(), st.text(max_size=8), st.lists(st.integers(0, 99), max_size=3))
@@ -21,11 +22,28 @@ def test_seed_is_a_function_of_its_key_and_fits_every_generator(run_seed, purpos
 
 
 def test_seed_is_the_same_on_every_machine():
-    # sha256(b"0/cohort/1")[:8], little endian, shifted: computed with sha256sum
-    assert (
-        seed(0, "cohort", 1)
-        == int.from_bytes(__import__("hashlib").sha256(b"0/cohort/1").digest()[:8], "little") >> 1
-    )
+    # printf 0/cohort/1 | sha256sum
+    digest = "e62ec0d476ba6ffaeaf99d30bb20a6b85d15acb8ffdd0df4742882c17a98cfe4"
+    assert seed(0, "cohort", 1) == int.from_bytes(bytes.fromhex(digest)[:8], "little") >> 1
+
+
+@given(
+    st.integers(),
+    st.text(max_size=8),
+    st.lists(st.tuples(st.integers(0, 2**63 - 1), st.integers(0, 2**63 - 1)), max_size=3),
+)
+def test_seeds_of_many_clients_are_those_of_each(run_seed, purpose, pairs):
+    clients, numbers = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    assert seeds(run_seed, purpose, clients, numbers) == [
+        seed(run_seed, purpose, *pair) for pair in pairs
+    ]
+
+
+@given(st.integers(), st.text(max_size=8), st.lists(st.integers(), max_size=3))
+def test_a_key_is_the_run_seed_the_purpose_and_the_numbers(run_seed, purpose, numbers):
+    key = "/".join([str(run_seed), purpose, *map(str, numbers)])
+    first_bytes = hashlib.sha256(key.encode()).digest()[:8]
+    assert seed(run_seed, purpose, *numbers) == int.from_bytes(first_bytes, "little") // 2
 
 
 def test_neighbouring_keys_do_not_run_together():

@@ -23,11 +23,10 @@ from torch import Tensor, nn
 from twins import FUNCTIONAL, OPTIMIZERS
 
 from fedlearn.freezing import freeze
-from fedlearn.seeding import borrowed_global_rng, seed
+from fedlearn.seeding import borrowed_global_rng
 from fedlearn.turns import CohortReport
 from fedlearn.types import LocalTraining, Samples, State
 from strategies.continual.functional import cohort_batches, cohort_springs
-from strategies.continual.functional.cohort_batches import seeds
 
 STACKED = ("chain", "vmap")
 small = partial(mlp, hidden=8)
@@ -420,11 +419,3 @@ def test_a_lost_state_is_an_error_and_not_a_guess(name: str) -> None:
     turns = clock.turns(2, dict.fromkeys(range(len(SIZES)), 0))
     with pytest.raises(ValueError, match=r"client \d has lost the state it had"):
         trainer.train(*tensors_of(double()), turns, [State()] * len(turns))
-
-
-def test_seeds_of_many_clients_are_those_of_each() -> None:
-    clients, numbers = np.array([0, 3, 12345]), np.array([7, 0, 10**9])
-    assert seeds(-3, "batches", clients, numbers) == [
-        seed(-3, "batches", client, number)
-        for client, number in zip(clients.tolist(), numbers.tolist(), strict=True)
-    ]

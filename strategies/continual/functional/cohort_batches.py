@@ -7,7 +7,6 @@ that those who still have one are always the first ones.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 
 import numpy as np
 import torch
@@ -118,25 +117,12 @@ class CohortBatch:
         return part
 
 
-def seeds(run_seed: int, purpose: str, clients: Integers, numbers: Integers) -> list[int]:
-    """Return ``fedlearn.seeding.seed(run_seed, purpose, client, number)`` of each pair, (n,) each.
-
-    The same numbers in a third of the time: for small models it counts.
-    """
-    start = f"{int(run_seed)}/{purpose}/".encode()
-    pairs = zip(clients.tolist(), numbers.tolist(), strict=True)
-    return [
-        int.from_bytes(sha256(b"%b%d/%d" % (start, *pair)).digest()[:8], "little") >> 1
-        for pair in pairs
-    ]
-
-
-def shuffled(sizes: Integers, seeds_: Sequence[int]) -> Integers:
+def shuffled(sizes: Integers, seeds: Sequence[int]) -> Integers:
     """Return the permutations of ``range(size)`` that each seed draws, one behind the other."""
     generator = torch.Generator()
     orders = [
         torch.randperm(size, generator=generator.manual_seed(seed))
-        for size, seed in zip(sizes.tolist(), seeds_, strict=True)
+        for size, seed in zip(sizes.tolist(), seeds, strict=True)
     ]
     found: Integers = torch.cat(orders).numpy()
     return found

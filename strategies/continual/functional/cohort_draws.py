@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedlearn.seeding import seeds
 from fedlearn.turns import Integers, Turns
 from fedlearn.types import Transform
 from strategies.continual.batches import MemoryBatches, memory_sizes
-from strategies.continual.functional.cohort_batches import Draws, Table, cut, seeds, shuffled
+from strategies.continual.functional.cohort_batches import Draws, Table, cut, shuffled
 from strategies.continual.functional.rehearsal import Kept, Rehearsal
 
 
