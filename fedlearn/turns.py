@@ -7,7 +7,7 @@ client here. `Turns.turn` and `Turns.experience` give the single objects back, f
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import torch
@@ -18,6 +18,11 @@ from fedlearn.types import Experience, Plain, Scenario, State, Turn
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
+
+Formulation = Literal["auto", "chain", "vmap", "loop"]
+"""How a cohort is trained as one program: ``chain``, by hand-derived kernels; ``vmap``; ``loop``,
+client by client; ``auto`` for the fastest that fits."""
+FORMULATIONS: tuple[Formulation, ...] = get_args(Formulation)
 
 NEVER = -1
 """In `Turns.last`: the client has not trained yet."""
@@ -164,7 +169,7 @@ class CohortTrainer(Protocol):
     """Trains many clients of one model as one program.
 
     Attributes:
-        formulation: How, in a word: e.g. ``"chain"``, ``"vmap"``, ``"loop"``.
+        formulation: How, one of `FORMULATIONS`, but not ``"auto"``.
         why: Why so, in a line.
         chunk: How many clients it is fastest at, at least 1; it takes any number.
         keeps_state: Whether clients keep anything between turns.
@@ -204,7 +209,7 @@ class CohortStrategy(Protocol):
         Args:
             model: Holds the architecture; its weights mean nothing.
             device: Where it is.
-            formulation: How; ``"auto"`` for the fastest.
+            formulation: How, one of `FORMULATIONS`.
 
         Raises:
             ValueError: Clients of such a model, or with such settings, cannot be stacked; one line.

@@ -24,9 +24,8 @@ from fedlearn.runtimes.task import SERVER_NODE, task_identity
 from fedlearn.runtimes.vectorized import Vectorized
 from fedlearn.runtimes.workers import Start, Workers, needs_spawn
 from fedlearn.stacked import Instructions
+from fedlearn.turns import FORMULATIONS, Formulation
 from fedlearn.types import ContinualStrategy
-
-FORMULATIONS = ("auto", "chain", "vmap", "loop")
 
 
 class InProcessGrid(Grid):
@@ -126,7 +125,7 @@ class InProcess:
         workers: int | None = None,
         start: Start | None = None,
         state_dir: str | None = None,
-        formulation: Literal["auto", "chain", "vmap", "loop"] = "auto",
+        formulation: Formulation = "auto",
     ) -> None:
         """Make the runtime.
 

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from fedlearn.losses import Loss, make_loss
 from fedlearn.seeding import borrowed_global_rng
-from fedlearn.turns import CohortTrainer
+from fedlearn.turns import CohortTrainer, Formulation
 from fedlearn.types import Experience, LocalTraining, Report, State, Turn
 from strategies.continual.bounds import one_of
 from strategies.continual.functional.consolidation import batches_of, classes_of, learnt, logits_of
 from strategies.continual.functional.epochs import Epochs, Remembered
-from strategies.continual.functional.formulations import Formulation, trainer_of
+from strategies.continual.functional.formulations import trainer_of
 from strategies.continual.functional.method import Method
 from strategies.continual.functional.network import Live
 from strategies.continual.functional.optimizers import Optimizer, optimizer_of

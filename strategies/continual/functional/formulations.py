@@ -7,13 +7,13 @@
 """
 
 import copy
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.func import grad, vmap
 
-from fedlearn.turns import CohortTrainer
+from fedlearn.turns import FORMULATIONS, CohortTrainer, Formulation
 from fedlearn.types import LocalTraining
 from strategies.continual.functional.chain import Chain
 from strategies.continual.functional.cohort import Stateless, unstackable
@@ -23,9 +23,6 @@ from strategies.continual.functional.trees import Tree
 
 if TYPE_CHECKING:
     from strategies.continual.functional.continual import FunctionalContinual
-
-Formulation = Literal["auto", "chain", "vmap", "loop"]
-"""How a cohort is trained; ``"auto"`` for what should be fastest."""
 
 STACKED_BYTES = 8 * 2**20
 """Bytes of weights that ``vmap`` works on at once on a CPU."""
@@ -53,8 +50,8 @@ def trainer_of(
     Raises:
         ValueError: `formulation` is unknown, or no way to train such a model.
     """
-    if formulation not in get_args(Formulation):
-        choices = ", ".join(get_args(Formulation))
+    if formulation not in FORMULATIONS:
+        choices = ", ".join(FORMULATIONS)
         raise ValueError(f"runtime.formulation={formulation}: must be one of {choices}")
     if formulation == "loop":
         return LoopTrainer(strategy, model, device, "as asked for")
