@@ -11,9 +11,9 @@ def at_least(key: str, value: float | None, bound: float) -> None:
         raise ValueError(f"continual.{key}={value}: must be at least {bound:g}")
 
 
-def above(key: str, value: float, bound: float) -> None:
-    """Raise ``ValueError`` unless `value` is finite and greater than `bound`."""
-    if not bound < value < math.inf:
+def above(key: str, value: float | None, bound: float) -> None:
+    """Raise ``ValueError`` unless `value` is finite and greater than `bound`, or None."""
+    if value is not None and not bound < value < math.inf:
         raise ValueError(f"continual.{key}={value}: must be greater than {bound:g}")
 
 

@@ -601,8 +601,8 @@ BAD = [
     (
         replay,
         {"memory_per_class": 2, "memory_per_client": None},
-        "continual.memory_per_class=2: policy=experience_balanced knows no classes; use one of "
-        "class_balanced, herding, closest_to_center, or memory_per_client",
+        "continual.memory_per_class=2: policy=experience_balanced knows no classes; use "
+        "class_balanced, or memory_per_client",
     ),
     (
         replay,

@@ -8,18 +8,18 @@ it depends on the batch size.
 """
 
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from fedlearn.types import LocalTraining
 from strategies.continual.avalanche.adapter import Anchor, AvalancheContinual
-from strategies.continual.bounds import at_least, one_of, within
+from strategies.continual.ewc_settings import Mode, check_springs
 
 
 def ewc(
     *,
     training: LocalTraining,
     ewc_lambda: float = 200.0,
-    mode: Literal["separate", "online"] = "separate",
+    mode: Mode = "separate",
     decay_factor: float | None = None,
     anchor: Anchor = "local",
 ) -> AvalancheContinual:
@@ -38,16 +38,7 @@ def ewc(
     Raises:
         ValueError: A setting is out of bounds.
     """
-    at_least("ewc_lambda", ewc_lambda, 0)
-    one_of("mode", mode, ("separate", "online"))
-    if mode == "separate" and decay_factor is not None:
-        raise ValueError(
-            f"continual.decay_factor={decay_factor}: only mode=online decays; use null"
-        )
-    if mode == "online":
-        if decay_factor is None:
-            raise ValueError("continual.decay_factor=null: mode=online needs a number in [0, 1]")
-        within("decay_factor", decay_factor, 0, 1)
+    check_springs(ewc_lambda, mode, decay_factor)
     return AvalancheContinual(
         training,
         plugins=partial(_plugins, ewc_lambda, mode, decay_factor),
@@ -57,7 +48,7 @@ def ewc(
     )
 
 
-def _plugins(ewc_lambda: float, mode: str, decay_factor: float | None) -> list[Any]:
+def _plugins(ewc_lambda: float, mode: Mode, decay_factor: float | None) -> list[Any]:
     from strategies.continual.avalanche.corrections.ewc import EWC
 
     return [EWC(ewc_lambda, mode, decay_factor)]

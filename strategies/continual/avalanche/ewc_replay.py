@@ -7,19 +7,19 @@ information draws random numbers too.
 """
 
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from fedlearn.types import LocalTraining
 from strategies.continual.avalanche.adapter import Anchor, AvalancheContinual
-from strategies.continual.avalanche.ewc import ewc
 from strategies.continual.bounds import at_least
+from strategies.continual.ewc_settings import Mode, check_springs
 
 
 def ewc_replay(
     *,
     training: LocalTraining,
     ewc_lambda: float = 10.0,
-    mode: Literal["separate", "online"] = "separate",
+    mode: Mode = "separate",
     decay_factor: float | None = None,
     memory_per_client: int = 20,
     memory_batch_size: int | None = None,
@@ -41,13 +41,7 @@ def ewc_replay(
     Raises:
         ValueError: A setting is out of bounds.
     """
-    ewc(
-        training=training,
-        ewc_lambda=ewc_lambda,
-        mode=mode,
-        decay_factor=decay_factor,
-        anchor=anchor,
-    )  # which checks them
+    check_springs(ewc_lambda, mode, decay_factor)
     at_least("memory_per_client", memory_per_client, 1)
     at_least("memory_batch_size", memory_batch_size, 1)
     return AvalancheContinual(
@@ -67,7 +61,7 @@ def ewc_replay(
 
 
 def _plugins(
-    size: int, batch_size: int | None, ewc_lambda: float, mode: str, decay_factor: float | None
+    size: int, batch_size: int | None, ewc_lambda: float, mode: Mode, decay_factor: float | None
 ) -> list[Any]:
     from strategies.continual.avalanche.corrections.ewc import EWC
     from strategies.continual.avalanche.corrections.replay import Replay

@@ -21,19 +21,12 @@ weights at the experience's end. What a small class leaves of its share goes to 
 """
 
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any
 
 from fedlearn.types import LocalTraining
 from strategies.continual.avalanche.adapter import Anchor, AvalancheContinual
-from strategies.continual.bounds import at_least, needs_classes, one_of
-
-Policy = Literal[
-    "experience_balanced", "class_balanced", "reservoir", "herding", "closest_to_center"
-]
-BY_CLASS = ("class_balanced", "herding", "closest_to_center")
-"""The policies that know classes."""
-BY_FEATURES = ("herding", "closest_to_center")
-"""The policies that look at the model."""
+from strategies.continual.bounds import at_least
+from strategies.continual.replay_settings import BY_FEATURES, Policy, memory_size
 
 
 def replay(
@@ -61,29 +54,7 @@ def replay(
     Raises:
         ValueError: A setting is out of bounds, or does not go with another one.
     """
-    one_of("policy", policy, get_args(Policy))
-    if policy in BY_CLASS:
-        needs_classes("policy", policy, training)
-    if memory_per_class is None:
-        if memory_per_client is None:
-            raise ValueError(
-                "continual.memory_per_client=null: set it, or memory_per_class in its place"
-            )
-        at_least("memory_per_client", memory_per_client, 1)
-        size = memory_per_client
-    else:
-        at_least("memory_per_class", memory_per_class, 1)
-        if memory_per_client is not None:
-            raise ValueError(
-                f"continual.memory_per_class={memory_per_class}: "
-                f"memory_per_client={memory_per_client} is set too; set one of them to null"
-            )
-        if policy not in BY_CLASS:
-            raise ValueError(
-                f"continual.memory_per_class={memory_per_class}: policy={policy} knows no classes; "
-                f"use one of {', '.join(BY_CLASS)}, or memory_per_client"
-            )
-        size = memory_per_class * training.num_classes
+    size = memory_size(training, policy, memory_per_client, memory_per_class)
     at_least("memory_batch_size", memory_batch_size, 1)
     looks = policy in BY_FEATURES
     if looks and anchor is None:

@@ -6,12 +6,12 @@ many experiences have passed.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
 from fedlearn.types import LocalTraining
-from strategies.continual.bounds import at_least, one_of, within
+from strategies.continual.ewc_settings import Mode, check_springs
 from strategies.continual.functional.continual import Anchor, FunctionalContinual
 from strategies.continual.functional.method import Learnt, Method
 from strategies.continual.functional.springs import Spring, moved
@@ -22,7 +22,7 @@ def ewc(
     *,
     training: LocalTraining,
     ewc_lambda: float = 200.0,
-    mode: Literal["separate", "online"] = "separate",
+    mode: Mode = "separate",
     decay_factor: float | None = None,
     anchor: Anchor = "local",
 ) -> FunctionalContinual:
@@ -39,16 +39,7 @@ def ewc(
     Raises:
         ValueError: A setting is out of bounds, or the optimiser has no twin.
     """
-    at_least("ewc_lambda", ewc_lambda, 0)
-    one_of("mode", mode, ("separate", "online"))
-    if mode == "separate" and decay_factor is not None:
-        raise ValueError(
-            f"continual.decay_factor={decay_factor}: only mode=online decays; use null"
-        )
-    if mode == "online":
-        if decay_factor is None:
-            raise ValueError("continual.decay_factor=null: mode=online needs a number in [0, 1]")
-        within("decay_factor", decay_factor, 0, 1)
+    check_springs(ewc_lambda, mode, decay_factor)
     return FunctionalContinual(training, EWC(ewc_lambda, decay_factor), anchor=anchor)
 
 

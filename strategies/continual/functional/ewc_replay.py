@@ -5,19 +5,21 @@ were part of the present batch; Fisher information is that of each experience's 
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from fedlearn.types import LocalTraining
+from strategies.continual.bounds import at_least
+from strategies.continual.ewc_settings import Mode, check_springs
 from strategies.continual.functional.continual import Anchor, FunctionalContinual
-from strategies.continual.functional.ewc import EWC, ewc
-from strategies.continual.functional.replay import replay
+from strategies.continual.functional.ewc import EWC
+from strategies.continual.functional.reservoirs import Reservoirs
 
 
 def ewc_replay(
     *,
     training: LocalTraining,
     ewc_lambda: float = 10.0,
-    mode: Literal["separate", "online"] = "separate",
+    mode: Mode = "separate",
     decay_factor: float | None = None,
     memory_per_client: int = 20,
     memory_batch_size: int | None = None,
@@ -39,20 +41,12 @@ def ewc_replay(
     Raises:
         ValueError: A setting is out of bounds, or the optimiser has no twin.
     """
-    springs = ewc(
-        training=training,
-        ewc_lambda=ewc_lambda,
-        mode=mode,
-        decay_factor=decay_factor,
-        anchor=anchor,
-    )
-    memory = replay(
-        training=training,
-        memory_per_client=memory_per_client,
-        memory_batch_size=memory_batch_size,
-    )
+    check_springs(ewc_lambda, mode, decay_factor)
+    at_least("memory_per_client", memory_per_client, 1)
+    at_least("memory_batch_size", memory_batch_size, 1)
     method = EWCWithReplay(ewc_lambda, decay_factor)
-    return FunctionalContinual(training, method, memory.rehearsal, springs.anchor)
+    memory = Reservoirs(memory_per_client, memory_batch_size)
+    return FunctionalContinual(training, method, memory, anchor)
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,7 @@ def si(
     """
     at_least("si_lambda", si_lambda, 0)
     above("damping", damping, 0)
-    if max_importance is not None:
-        above("max_importance", max_importance, 0)
+    above("max_importance", max_importance, 0)
     method = SynapticIntelligence(si_lambda, damping, max_importance)
     return FunctionalContinual(training, method, anchor=anchor)
 
