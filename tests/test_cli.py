@@ -453,6 +453,19 @@ def test_doctor_finds_what_a_run_cannot_do(runs: Path, capsys: pytest.CaptureFix
     assert "broken num_clients=0: must be at least 1" in capsys.readouterr().out
 
 
+def test_doctor_looks_at_the_disk_that_the_run_would_write_to(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "elsewhere" / "runs"
+    assert main(["doctor", f"out={out}"]) == 0
+    (line,) = [each for each in capsys.readouterr().out.splitlines() if "runs go into" in each]
+    assert f"{out} (" in line
+    assert not out.exists()
+    out.parent.touch()
+    assert main(["doctor", f"out={out}"]) == 1
+    assert f"broken out={out}: {out.parent} is not a directory" in capsys.readouterr().out
+
+
 def test_doctor_says_what_is_broken_and_how_to_mend_it(
     runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,8 +12,9 @@ import torch
 from packaging.requirements import Requirement
 from rich.console import Console
 
+from fedlearn.commands.launch import check_folder
 from fedlearn.config.choices import find_choices
-from fedlearn.config.composition import compose
+from fedlearn.config.composition import Composed, compose
 from fedlearn.config.errors import ConfigError
 from fedlearn.config.experiment import build, load_dataset, prepare
 from fedlearn.runtimes.cohort_worker import trainer_of
@@ -61,8 +62,8 @@ def command(arguments: Sequence[str]) -> int:
     for argument in arguments:
         if argument.startswith("-"):
             raise ConfigError(f"fedlearn doctor {argument}: takes key=value arguments only")
-    compose(list(arguments))  # what is no configuration at all is a mistake, not a finding
-    findings = examine(arguments)
+    # what is no configuration at all is a mistake, not a finding
+    findings = examine(compose(list(arguments)))
     console = Console(highlight=False, soft_wrap=True)
     for heading, facts in findings.facts.items():
         console.print(f"[bold]{heading}[/]")
@@ -77,12 +78,13 @@ def command(arguments: Sequence[str]) -> int:
     return 1 if findings.broken else 0
 
 
-def examine(overrides: Sequence[str] = ()) -> Findings:
-    """Return what there is to say about this machine, and a run with these overrides."""
+def examine(composed: Composed) -> Findings:
+    """Return what there is to say about this machine, and about a run of a configuration."""
     findings = Findings()
-    for check in (_versions, _devices, _data, _tracking, _disk):
+    for check in (_versions, _devices, _data, _tracking):
         check(findings)
-    _run(findings, overrides)
+    _disk(findings, composed)
+    _run(findings, composed)
     return findings
 
 
@@ -170,20 +172,22 @@ def _tracking(findings: Findings) -> None:
         findings.advice.append(f"W&B will be {mode}: {problem}")
 
 
-def _disk(findings: Findings) -> None:
-    out = Path(str(compose().tree["out"])).absolute()
+def _disk(findings: Findings, composed: Composed) -> None:
+    out = Path(str(composed.tree["out"])).absolute()
     existing = next(path for path in (out, *out.parents) if path.exists())
     free = shutil.disk_usage(existing).free
     findings.note("disk", "runs go into", f"{out} ({free / 1e9:.0f} GB free)")
-    if not os.access(existing, os.W_OK):
-        findings.broken.append(f"out={out}: is not writable; set out=DIRECTORY")
-    elif free < LEAST_FREE:
+    try:
+        check_folder(str(out))
+    except ConfigError as error:
+        findings.broken.append(f"{error}; set out=DIRECTORY")
+    if free < LEAST_FREE:
         findings.advice.append(f"out={out}: only {free / 1e6:.0f} MB are free there")
 
 
-def _run(findings: Findings, overrides: Sequence[str]) -> None:
+def _run(findings: Findings, composed: Composed) -> None:
     try:
-        experiment = build(prepare(compose(list(overrides))))
+        experiment = build(prepare(composed))
     except ConfigError as error:
         findings.broken.append(str(error))
         return

@@ -34,7 +34,7 @@ def launch(job: Composed, overrides: Sequence[str], config_dir: Path | None) -> 
     if experiment.settings.dry_run:
         sys.stdout.write(describe(experiment))
         return 0
-    _check_folder(experiment.settings.out)
+    check_folder(experiment.settings.out)
     task = LoneTask(job, experiment)
     hydra_main(task, [], overrides, config_dir)
     return task.status
@@ -60,7 +60,7 @@ def launch_sweep(jobs: Sequence[Composed], sweep: Sweep, config_dir: Path | None
     if max(len(sweep.label(job)) for job in sweep.jobs) > LONGEST_NAME:
         placed.append("hydra.sweep.subdir=${hydra:job.num}")
     for plan in plans:
-        _check_folder(plan.settings.out)
+        check_folder(plan.settings.out)
     task = SweepTask()
     hydra_main(task, ["--multirun"], [*sweep.overrides, *placed], config_dir)
     completed = _compare(sweep, sweep_dir)
@@ -68,7 +68,7 @@ def launch_sweep(jobs: Sequence[Composed], sweep: Sweep, config_dir: Path | None
     return task.status or int(completed < len(jobs))
 
 
-def _check_folder(out: str) -> None:
+def check_folder(out: str) -> None:
     """Check that run directories can be made in `out`, which need not exist yet.
 
     Raises:
