@@ -258,12 +258,8 @@ class Scenario:
         """Return the training stream of `client_id`."""
         return [self.experience(client_id, index) for index in range(self.num_experiences)]
 
-    def held_out_stream(self, client_id: int) -> list[Experience]:
-        """Return what `client_id` set aside to test itself on, by experience."""
-        return [self.held_out_experience(client_id, index) for index in range(self.num_experiences)]
-
     def held_out_experience(self, client_id: int, index: int) -> Experience:
-        """Return what `client_id` set aside of its experience `index`."""
+        """Return what `client_id` set aside of its experience `index`, to test itself on."""
         return self._experience(client_id, index, self.held_out)
 
     def test_stream(self) -> list[Experience]:

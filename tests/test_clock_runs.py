@@ -156,7 +156,9 @@ def test_the_scoreboard_is_the_mean_over_clients_at_the_end_of_their_own_experie
                 assert np.isnan(told).all()  # nobody to ask
                 continue
             model = aggregation.model_after(end)
-            own = [accuracy_of(model, each) for each in scenario.held_out_stream(client_id)]
+            own = [
+                accuracy_of(model, scenario.held_out_experience(client_id, j)) for j in experiences
+            ]
             assert_allclose(told, own, atol=1e-12)
     json.dumps(events, allow_nan=False)
 

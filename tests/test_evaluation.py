@@ -129,7 +129,10 @@ def test_what_clients_set_aside_is_tallied_together_as_one_by_one():
         correct, totals = evaluator.tally(model, one, client_ids)
         assert model.training
         for at, client_id in enumerate(client_ids.tolist()):
-            scores = [evaluator.score(model, each) for each in one.held_out_stream(client_id)]
+            scores = [
+                evaluator.score(model, one.held_out_experience(client_id, index))
+                for index in range(one.num_experiences)
+            ]
             assert totals[at].tolist() == [score.total for score in scores]
             assert correct[at].tolist() == [score.correct for score in scores]
     assert totals.min() == 0

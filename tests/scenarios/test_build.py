@@ -176,7 +176,8 @@ def test_experiences_are_views_of_the_stores_and_of_the_shares() -> None:
 @pytest.mark.parametrize("stream", STREAMS)
 def test_gathering_rows_together_equals_gathering_them_one_by_one(stream: Stream) -> None:
     scenario = build(stream)
-    for experience in (*scenario.stream(1), *scenario.held_out_stream(1), *scenario.test_stream()):
+    held_out = [scenario.held_out_experience(1, t) for t in range(scenario.num_experiences)]
+    for experience in (*scenario.stream(1), *held_out, *scenario.test_stream()):
         x, y = experience.gather()
         single = [experience.gather(row[None]) for row in experience.rows]
         assert x.shape == (len(experience), 1, 4, 4)
