@@ -8,10 +8,10 @@ experiences with earlier ones, so they are undefined, and NaN, for T = 1.
 
 Only the entries named in a definition are read, so the upper triangle may be NaN for all but
 `forward_transfer`.
-"""
 
-from itertools import pairwise
-from typing import Any
+A run reports `continual_summary` and `client_summary`. What is in neither is for accuracies that
+were measured besides, such as a jointly trained model's or those of the clients' local models.
+"""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -209,51 +209,6 @@ def spatial_knowledge_retention(global_model: ArrayLike, local_model: ArrayLike)
     return _mean_ratio(global_model, local_model)
 
 
-def jensen_shannon(p: ArrayLike, q: ArrayLike) -> float:
-    """Return the Jensen-Shannon divergence of two distributions, in bits: 0 equal, 1 disjoint.
-
-    The divergence itself, not its square root.
-
-    Args:
-        p: (C,) non-negative counts or probabilities, not all 0.
-        q: (C,) likewise.
-    """
-    first, second = _distributions(np.stack([np.asarray(p), np.asarray(q)]))
-    return float(_divergence(first, second[None])[0])
-
-
-def spatial_heterogeneity(counts: ArrayLike) -> float:
-    """Return the mean pairwise Jensen-Shannon divergence of the clients' labels, in [0, 1].
-
-    Args:
-        counts: (K, C) samples of each class that each client holds. Clients without samples have
-            no distribution and are left out; 0 where fewer than two remain.
-    """
-    rows = _held(counts)
-    if len(rows) < 2:
-        return 0.0
-    shares = _distributions(rows)
-    total = sum(
-        float(_divergence(share, shares[k + 1 :]).sum()) for k, share in enumerate(shares[:-1])
-    )
-    return total / (len(shares) * (len(shares) - 1) / 2)
-
-
-def temporal_heterogeneity(counts: ArrayLike) -> float:
-    """Return the mean Jensen-Shannon divergence of one client's consecutive experiences, in [0, 1].
-
-    Args:
-        counts: (T, C) samples of each class in each of the client's experiences. Experiences
-            without samples are passed over; 0 where fewer than two remain.
-    """
-    rows = _held(counts)
-    if len(rows) < 2:
-        return 0.0
-    shares = _distributions(rows)
-    steps = [float(_divergence(now, after[None])[0]) for now, after in pairwise(shares)]
-    return float(np.mean(steps))
-
-
 def _square(a: ArrayLike) -> Floats:
     matrix = np.asarray(a, dtype=np.float64)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not matrix.size:
@@ -277,32 +232,3 @@ def _mean_ratio(numerator: ArrayLike, denominator: ArrayLike) -> float:
     bottom = _vector(denominator, len(top), "the denominator")
     defined = ~np.isnan(top) & (bottom > 0)
     return _mean(top[defined] / bottom[defined])
-
-
-def _held(counts: ArrayLike) -> Floats:
-    rows = np.asarray(counts, dtype=np.float64)
-    if rows.ndim != 2:
-        raise ValueError(f"counts has shape {rows.shape}: must have two dimensions")
-    held: Floats = rows[rows.sum(axis=1) > 0]
-    return held
-
-
-def _distributions(counts: NDArray[Any]) -> Floats:
-    shares = counts.astype(np.float64)
-    if (shares < 0).any() or not (shares.sum(axis=1) > 0).all():
-        raise ValueError("a distribution's counts must be at least 0, and not all 0")
-    return np.asarray(shares / shares.sum(axis=1, keepdims=True))
-
-
-def _divergence(p: Floats, q: Floats) -> Floats:
-    """Return (n,): Jensen-Shannon divergence of p (C,) and each row of q (n, C), in bits."""
-    middle = (p + q) / 2
-    bits = _entropy(middle) - (_entropy(p) + _entropy(q)) / 2
-    clipped: Floats = np.clip(bits, 0.0, 1.0)  # rounding may leave the interval
-    return clipped
-
-
-def _entropy(p: Floats) -> Floats:
-    """Return the entropy in bits over the last axis, with 0 log 0 = 0."""
-    logs: Floats = np.log2(p, out=np.zeros_like(p), where=p > 0)
-    return np.asarray(-(p * logs).sum(axis=-1))

@@ -19,9 +19,6 @@ fractions = st.floats(0, 1)
 matrices = st.integers(2, 6).flatmap(
     lambda length: hnp.arrays(np.float64, (length, length), elements=fractions)
 )
-histograms = st.tuples(st.integers(1, 6), st.integers(1, 5)).flatmap(
-    lambda shape: hnp.arrays(np.int64, shape, elements=st.integers(0, 50))
-)
 
 
 def test_check_matrix_of_the_field_by_hand():
@@ -231,51 +228,3 @@ def test_knowledge_retention_leaves_out_clients_without_a_denominator():
     retention = metrics.temporal_knowledge_retention([0.4, 0.9, 0.5, NAN], [0.8, 0.0, NAN, 0.5])
     assert retention == pytest.approx(0.5)
     assert math.isnan(metrics.spatial_knowledge_retention([0.4], [0.0]))
-
-
-def test_jensen_shannon_by_hand():
-    assert metrics.jensen_shannon([1, 1], [1, 1]) == 0.0
-    assert metrics.jensen_shannon([3, 0], [0, 5]) == 1.0
-    # M = (3/4, 1/4): H(M) - H(1/2, 1/2) / 2 with H(M) = 2 - (3/4) log2(3).
-    expected = (2 - 0.75 * math.log2(3)) - 0.5
-    assert metrics.jensen_shannon([1, 0], [1, 1]) == pytest.approx(expected)
-    with pytest.raises(ValueError, match="not all 0"):
-        metrics.jensen_shannon([0, 0], [1, 1])
-
-
-@given(
-    st.integers(1, 6).flatmap(
-        lambda c: st.lists(
-            hnp.arrays(np.float64, c, elements=st.floats(0.01, 100)), min_size=2, max_size=2
-        )
-    )
-)
-def test_jensen_shannon_is_bounded_symmetric_and_free_of_scale(pair):
-    p, q = pair
-    divergence = metrics.jensen_shannon(p, q)
-    assert 0 <= divergence <= 1
-    assert divergence == pytest.approx(metrics.jensen_shannon(q, p), abs=1e-12)
-    assert divergence == pytest.approx(metrics.jensen_shannon(3 * p, q), abs=1e-12)
-    assert metrics.jensen_shannon(p, p) == pytest.approx(0, abs=1e-12)
-
-
-@given(histograms)
-def test_spatial_heterogeneity_is_the_mean_over_pairs(counts):
-    held = [row for row in counts if row.sum()]
-    pairs = [metrics.jensen_shannon(held[k], held[m]) for k in range(len(held)) for m in range(k)]
-    expected = np.mean(pairs) if pairs else 0.0
-    assert metrics.spatial_heterogeneity(counts) == pytest.approx(expected, abs=1e-12)
-    reversed_clients = metrics.spatial_heterogeneity(counts[::-1])
-    assert reversed_clients == pytest.approx(expected, abs=1e-12)
-
-
-def test_heterogeneity_extremes():
-    assert metrics.spatial_heterogeneity(np.eye(4) * 9) == 1.0
-    assert metrics.spatial_heterogeneity(np.tile([1, 2, 3], (5, 1))) == pytest.approx(0, abs=1e-12)
-    assert metrics.temporal_heterogeneity([[5, 5, 0, 0], [0, 0, 5, 5]]) == 1.0
-
-
-def test_temporal_heterogeneity_compares_consecutive_experiences_only():
-    there_and_back = [[4, 0], [0, 4], [0, 0], [4, 0]]  # the empty experience is passed over
-    assert metrics.temporal_heterogeneity(there_and_back) == 1.0
-    assert metrics.spatial_heterogeneity(there_and_back) == pytest.approx(2 / 3)
