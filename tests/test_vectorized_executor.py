@@ -255,14 +255,18 @@ def test_a_model_in_float64_agrees_to_rounding():
     close(serial, other, 1e-12)
 
 
-@pytest.mark.parametrize(("chunks", "workers"), [(1, 1), (7, 1), (1, 4), (40, 2), (41, 3)])
-def test_jobs_cover_the_chunks_and_get_smaller(chunks, workers):
-    portions = _portions(chunks, workers)
+@pytest.mark.parametrize(
+    ("clients", "chunk", "workers"),
+    [(1, 8, 1), (50, 8, 1), (3, 1, 4), (100, 8, 2), (1000, 307, 2), (1000, 307, 16)],
+)
+def test_jobs_cover_the_clients_and_get_smaller(clients, chunk, workers):
+    portions = _portions(clients, chunk, workers)
     assert [begin for begin, _ in portions] == [0, *(end for _, end in portions[:-1])]
-    assert portions[-1][1] == chunks
+    assert portions[-1][1] == clients
     sizes = [end - begin for begin, end in portions]
     assert all(one >= two for one, two in pairwise(sizes))
-    assert len(portions) == 1 or sizes[0] <= chunks / workers + 1
+    assert len(sizes) >= min(clients, workers)
+    assert sizes[0] <= max(1, clients // workers)
 
 
 def test_tiny_models_are_chains():

@@ -1,8 +1,10 @@
 """What a worker of the vectorized executor does: the turns of some clients of a cohort, at once."""
 
 import logging
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, cast
 
 import numpy as np
@@ -18,6 +20,8 @@ from fedlearn.types import ContinualStrategy, State
 
 _log = logging.getLogger(__name__)
 
+PARTIAL = 64
+"""Clients; the sum of so many models is taken in their own precision."""
 
 Received = tuple[dict[str, Tensor], dict[str, Tensor]]
 """The parameters and the buffers that the cohort was sent."""
@@ -50,7 +54,8 @@ class Done:
     Attributes:
         metrics: (n,) by name, but for the number of samples.
         states: What each client leaves, packed; empty where nobody keeps anything.
-        models: The weighted sum of the models in float64; or all of them, (n, *shape).
+        models: The weighted sum of the models in their own precision, of integers in float64; or
+            all of them, (n, *shape).
         buffers: The weighted sum of the buffers, likewise; empty where they stay as they were.
         diverged: Why a turn must not count.
         failed: What was raised.
@@ -96,8 +101,8 @@ class CohortWorker:
         turns = Turns(scenario=self._client.scenario, **job.columns)
         opened = [State() if each is None else keeper.open(each) for each in job.states]
         collected = _Collected(len(turns), job.weights, trainer.keeps_state)
-        for start in range(0, len(turns), trainer.chunk):
-            places = slice(start, min(start + trainer.chunk, len(turns)))
+        for start, stop in _chunks(len(turns), trainer.chunk):
+            places = slice(start, stop)
             part, states = turns.select(places), opened[places]
             try:
                 with span("turns"):
@@ -107,6 +112,13 @@ class CohortWorker:
             else:
                 collected.take(start, report)
         return collected.done(keeper)
+
+
+def _chunks(clients: int, largest: int) -> Iterator[tuple[int, int]]:
+    """Return from which to which client each chunk goes: as few as can be, of equal size."""
+    count = -(-clients // largest)
+    ends = [clients * number // count for number in range(count + 1)]
+    return pairwise(ends)
 
 
 class _Collected:
@@ -120,6 +132,7 @@ class _Collected:
         self._states: list[Any] = [None] * size if keeps_state else []
         self._models: dict[str, Tensor] = {}
         self._buffers: dict[str, Tensor] = {}
+        self._sums = _Sums(), _Sums()
         self._diverged: dict[int, str] = {}
         self._failed: dict[int, str] = {}
 
@@ -168,15 +181,15 @@ class _Collected:
             self._state_bytes[start + at] = state.num_bytes
 
     def _sum(self, start: int, report: CohortReport, diverged: dict[int, str]) -> None:
-        """Add up the chunk's models in their own precision, and the chunks' sums in float64."""
         size = len(report.losses)
         weights = torch.from_numpy(self._weights[start : start + size])
-        sums = _weighted(report.parameters, weights, diverged)
-        if not all(is_finite(each) for each in sums.values()):
+        found = _weighted(report.parameters, weights, diverged)
+        if not all(is_finite(each) for each in found.values()):
             diverged |= _not_finite(report.parameters, diverged)
-            sums = _weighted(report.parameters, weights, diverged)
-        _add(self._models, sums)
-        _add(self._buffers, _weighted(report.buffers, weights, diverged))
+            found = _weighted(report.parameters, weights, diverged)
+        models, buffers = self._sums
+        models.add(found, size)
+        buffers.add(_weighted(report.buffers, weights, diverged), size)
 
     def _stack(self, start: int, report: CohortReport, diverged: dict[int, str]) -> None:
         size, total = len(report.losses), len(self._losses)
@@ -206,7 +219,46 @@ class _Collected:
                 else keeper.pack(state)
                 for at, state in enumerate(self._states)
             ]
-        return Done(columns, packed, self._models, self._buffers, self._diverged, self._failed)
+        models, buffers = self._models, self._buffers
+        if self._weights is not None:
+            models, buffers = (each.totals() for each in self._sums)
+        return Done(columns, packed, models, buffers, self._diverged, self._failed)
+
+
+class _Sums:
+    """Sums of tensors by name.
+
+    Those of few clients are taken in the tensors' own precision, which loses next to nothing, and
+    only those sums are added in float64: for a large model, that alone is four times the traffic.
+    """
+
+    def __init__(self) -> None:
+        self._few: dict[str, Tensor] = {}
+        self._all: dict[str, Tensor] = {}
+        self._clients = 0
+
+    def add(self, sums: dict[str, Tensor], clients: int) -> None:
+        """Add the sums, which become this object's, of some clients."""
+        if self._clients and self._clients + clients > PARTIAL:
+            self._take(self._all, {name: each.double() for name, each in self._few.items()})
+            self._few, self._clients = {}, 0
+        self._take(self._few, sums)
+        self._clients += clients
+
+    def totals(self) -> dict[str, Tensor]:
+        """Return the sums of all clients, in the precision of what was added."""
+        if not self._all:
+            return self._few
+        return {
+            name: each.add_(self._few[name]).to(self._few[name]) for name, each in self._all.items()
+        }
+
+    def _take(self, totals: dict[str, Tensor], sums: dict[str, Tensor]) -> None:
+        for name, each in sums.items():
+            if name in totals:
+                totals[name].add_(each)
+            else:
+                totals[name] = each
 
 
 def _weighted(
@@ -219,21 +271,12 @@ def _weighted(
         own = weights.to(stacked.device)
         if len(good) < len(weights):
             stacked, own = stacked[good], own[good]
-        flat = stacked.reshape(len(own), -1)
-        if stacked.is_floating_point():
-            total = torch.mv(flat.t(), own.to(stacked.dtype)).double()
-        else:
-            total = torch.mv(flat.double().t(), own)
+        flat = stacked.reshape(len(own), math.prod(stacked.shape[1:]))
+        if not stacked.is_floating_point():
+            flat = flat.double()
+        total = flat[0] * own[0] if len(own) == 1 else torch.mv(flat.t(), own.to(flat.dtype))
         sums[name] = total.view(stacked.shape[1:])
     return sums
-
-
-def _add(totals: dict[str, Tensor], sums: Mapping[str, Tensor]) -> None:
-    for name, each in sums.items():
-        if name in totals:
-            totals[name].add_(each)
-        else:
-            totals[name] = each
 
 
 def _not_finite(stacks: Mapping[str, Tensor], known: Mapping[int, str]) -> dict[int, str]:

@@ -5,9 +5,9 @@ clients are trained together by the strategy's `fedlearn.turns.CohortTrainer`, a
 are columns, and one sum of models where the aggregation wants no more than their mean.
 """
 
-import functools
 import logging
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -235,12 +235,12 @@ class Vectorized:
         return found
 
     def _jobs(self, turns: Turns, states: Sequence[Any], weights: Floats | None) -> list[Job]:
-        """Cut a cohort into jobs: whole chunks of clients that take about as many steps."""
-        steps, chunk = turns.num_steps(), self.trainer.chunk
+        """Cut a cohort into jobs of clients that take about as many steps."""
+        steps = turns.num_steps()
         order = np.argsort(-steps, kind="stable")
         jobs = []
-        for begin, end in _portions(-(-len(turns) // chunk), self._workers):
-            at = order[begin * chunk : end * chunk]
+        for begin, end in _portions(len(turns), self.trainer.chunk, self._workers):
+            at = order[begin:end]
             jobs.append(
                 Job(
                     places=at,
@@ -266,19 +266,20 @@ def _saying(message: Message) -> Any:
     return tuple(said)
 
 
-def _portions(chunks: int, workers: int) -> list[tuple[int, int]]:
-    """Return from which to which chunk each job goes.
+def _portions(clients: int, chunk: int, workers: int) -> list[tuple[int, int]]:
+    """Return from which to which client each job goes.
 
-    Each takes three quarters of an equal share of what is left, so that the last ones are small and
-    even out what the first ones were misjudged by: cores are seldom equally fast.
+    One job a worker takes three quarters of what is left, and so on ("factoring", Hummel et al.
+    1992): the last ones are small and even out what the first ones were misjudged by, for cores are
+    seldom equally fast. Less than a quarter of a chunk is not worth a job's overhead.
     """
-    portions, begin = [], 0
-    while begin < chunks:
-        left = chunks - begin
-        size = left if workers == 1 else -(-left * 3 // (4 * workers))
-        portions.append((begin, begin + size))
-        begin += size
-    return portions
+    least = max(1, min(chunk // 4, clients // workers))
+    ends = [0]
+    while (left := clients - ends[-1]) > 0:
+        size = left if workers == 1 else max(least, left * 3 // (4 * workers))
+        for _ in range(workers):
+            ends.append(min(clients, ends[-1] + size))
+    return [(begin, end) for begin, end in pairwise(ends) if begin < end]
 
 
 def _read(instructions: Instructions, places: Integers) -> Any:
@@ -342,6 +343,9 @@ def _means(
     for name, like in received.items():
         parts = [each[name] for each in sums if name in each]
         if parts and total:
-            mean = functools.reduce(torch.add, parts) / total
-            means[name] = (mean if like.is_floating_point() else mean.round()).to(like)
+            mean = parts[0].to(torch.float64, copy=True)
+            for part in parts[1:]:
+                mean.add_(part)
+            mean.div_(total)
+            means[name] = (mean if like.is_floating_point() else mean.round_()).to(like)
     return means

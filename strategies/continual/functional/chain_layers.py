@@ -22,9 +22,10 @@ Add = Callable[[Tensor, Tensor], None]
 
 aten = torch.ops.aten
 
-BLOCK = 2**15
-"""Numbers of a gradient that `Linear.survey` has at hand at once: few enough to stay in a core's
-own cache while all parts are added up."""
+BLOCK = 2**18
+"""Numbers of a gradient that `Linear.survey` has at hand at once: few enough to stay in the cache
+while all parts are added up, and enough for products at full speed. Measured with 784 x 200 and
+parts of 10: 2**15 took a third longer."""
 
 
 class Layer:

@@ -14,8 +14,6 @@ from torch import Tensor
 from strategies.continual.functional.springs import Spring
 from strategies.continual.functional.trees import Tree
 
-aten = torch.ops.aten
-
 PIECE = 2**18
 """Numbers that are worked on at once: few enough for the cache, many enough for the overhead."""
 STACKED = 2**12
@@ -73,8 +71,10 @@ class PullInPlace:
         self._springs = springs
         self._strengths = first.new_tensor([spring.strength for spring in springs[0]])
         self._rates = [-2 * lr * spring.strength for spring in springs[0]]
-        self._energies: list[Tensor] = []
-        self._scales: list[float] = []
+        slots = sum(len(_cuts(each[0].numel())) for each in params.values())
+        self._energies = first.new_zeros(2, slots, len(springs[0]), len(springs))
+        self._scales = first.new_ones(slots, 1, 1)
+        self._slot = 0
         shape = (len(springs[0]), 2, min(PIECE, max(each[0].numel() for each in params.values())))
         if "" not in room or room[""].shape != shape:
             room[""] = first.new_empty(shape)
@@ -93,15 +93,14 @@ class PullInPlace:
 
     def _hold_all(self, name: str, theta: Tensor) -> list[_Window]:
         """Return a parameter (K, m) as one window, stacking what holds it."""
-        energies = theta.new_zeros(2, len(theta), len(self._rates))
-        self._energies.append(energies)
-        self._scales.append(1.0)
+        energies = self._energies[:, self._slot]
+        self._slot += 1
         held = []
         for number in _holding(self._springs[0], name):
             tensors = [_flat(own[number], name) for own in self._springs]
             anchor, stiffness, slope = (_stacked(each) for each in zip(*tensors, strict=True))
             assert anchor is not None
-            energy, bend = energies[:, :, number]
+            energy, bend = energies[:, number]
             held.append(_Held(anchor, stiffness, slope, energy, bend, self._rates[number]))
         return [(theta, held)] if held else []
 
@@ -114,14 +113,15 @@ class PullInPlace:
         rate = self._rates[numbers[0]] if len(numbers) == 1 else 0.0
         spring = self._springs[0][numbers[0]] if rate else None
         is_simple = spring is not None and spring.stiffness is not None and name not in spring.slope
-        cuts = [slice(at, at + PIECE) for at in range(0, theta.shape[1], PIECE)]
-        energies = theta.new_zeros(2, len(theta), len(cuts), len(self._rates))
-        self._energies.extend(energies.unbind(2))
-        self._scales.extend([-1 / rate if is_simple else 1.0] * len(cuts))
-        slots = energies.permute(1, 2, 3, 0)
-        for client, own in enumerate(self._springs):
+        cuts = _cuts(theta.shape[1])
+        own = slice(self._slot, self._slot + len(cuts))
+        self._slot = own.stop
+        if is_simple:
+            self._scales[own] = -1 / rate
+        slots = self._energies[:, own].permute(3, 1, 2, 0)
+        for client, springs in enumerate(self._springs):
             windows: list[_Window] = []
-            flat = {number: _flat(own[number], name) for number in numbers}
+            flat = {number: _flat(springs[number], name) for number in numbers}
             stiffness = flat[numbers[0]][1] if is_simple else None
             share = None
             if stiffness is not None:
@@ -161,10 +161,14 @@ class PullInPlace:
 
     def energies(self, clients: int) -> Tensor:
         """Return the penalties of the first clients (clients,) where the latest pulls began."""
-        scales = self._offsets.new_tensor(self._scales)[:, None, None, None]
-        energy, bend = (torch.stack(self._energies) * scales).sum(0)[:, :clients]
-        penalties: Tensor = (energy + 2 * bend) @ self._strengths
+        energy, bend = (self._energies[..., :clients] * self._scales).sum(1)
+        penalties: Tensor = self._strengths @ (energy + 2 * bend)
         return penalties + self._offsets[:clients]
+
+
+def _cuts(numbers: int) -> list[slice]:
+    """Return the pieces of a parameter of so many numbers."""
+    return [slice(at, at + PIECE) for at in range(0, numbers, PIECE)]
 
 
 def _holding(springs: Sequence[Spring], name: str) -> list[int]:
@@ -236,9 +240,10 @@ def _pull_alone(theta: Tensor, held: Sequence[_Held]) -> None:
 
 
 def _pull_simply(theta: Tensor, held: _Held, share: Tensor) -> None:
-    """Pull numbers of one client that a spring at rest holds, in three passes."""
+    """Pull numbers of one client that a spring at rest holds."""
     assert held.room is not None
-    squares = held.room[0]
-    aten.mse_loss.out(theta, held.anchor, 0, out=squares)  # squared distances, no reduction
-    torch.dot(share, squares, out=held.energy)
-    theta.lerp_(held.anchor, share)
+    distance, step = held.room
+    torch.sub(theta, held.anchor, out=distance)
+    torch.mul(share, distance, out=step)
+    torch.dot(step, distance, out=held.energy)
+    theta.sub_(step)
