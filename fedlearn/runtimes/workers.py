@@ -20,6 +20,7 @@ import select
 import signal
 from collections import Counter, deque
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -230,6 +231,7 @@ class Workers:
         tries = [0] * len(jobs)
         results: list[Any] = [None] * len(jobs)
         left = len(jobs)
+        blobs: dict[int, bytes] = {}  # of the next jobs
 
         def give(seat: _Seat) -> None:
             # What waits for one worker cannot be done by another: only where jobs are short.
@@ -237,7 +239,7 @@ class Workers:
             while queue and len(seat.given) < depth:
                 job = queue.popleft()
                 seat.given.append(job)
-                blob = dumps(jobs[job], self._place)
+                blob = blobs.pop(job, None) or dumps(jobs[job], self._place)
                 unused, seat.unused = seat.unused, []
                 live, seat.live = seat.live, ()
                 try:
@@ -249,6 +251,9 @@ class Workers:
         for seat in self._seats:
             give(seat)
         while left:
+            for job in islice(queue, self.count):  # while all are busy
+                if job not in blobs:
+                    blobs[job] = dumps(jobs[job], self._place)
             for fd, _ in self._poll.poll():
                 place = self._places[fd]
                 seat = self._seats[place]
@@ -262,17 +267,18 @@ class Workers:
                             results[seat.given.popleft()] = Crashed(reason)
                             left -= 1
                     queue.extendleft(reversed(seat.given))
+                    give(self._seats[place])
                 else:
                     answer = Answer(*message)
                     seat.given.popleft()
+                    seat.job_s = answer.seconds
+                    if extent is not None:
+                        seat.unused.append(extent)
+                    give(seat)  # first of all: it is idle
                     results[answer.job] = loads(answer.blob, self._take, self._hold)
                     left -= 1
                     self.busy[place] += answer.seconds
-                    seat.job_s = answer.seconds
                     absorb(answer.spans)
-                    if extent is not None:
-                        seat.unused.append(extent)
-                give(self._seats[place])
         self._placed.clear()
         return results
 
