@@ -6,7 +6,7 @@ and formulas, in other kernels.
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from fedlearn.spans import span
 from fedlearn.turns import CohortReport, Integers, Turns
 from fedlearn.types import State
 from strategies.continual.functional.chain import Chain
-from strategies.continual.functional.cohort import Stateless, stack, structure
+from strategies.continual.functional.cohort import Stateless, stack
 from strategies.continual.functional.cohort_augmentation import augmented
 from strategies.continual.functional.cohort_batches import batches
 from strategies.continual.functional.cohort_consolidation import Entry, class_balance
@@ -31,9 +31,9 @@ from strategies.continual.functional.cohort_draws import (
 )
 from strategies.continual.functional.cohort_gradients import ByChain, ByTransform, Gradients
 from strategies.continual.functional.cohort_measures import Measures
+from strategies.continual.functional.cohort_pieces import Piece, pieces
 from strategies.continual.functional.cohort_steps import Descending, Following, descends
 from strategies.continual.functional.past import Past, keep, recall
-from strategies.continual.functional.rehearsal import Arrival, Kept
 from strategies.continual.functional.slopes import Handed, is_mean
 from strategies.continual.functional.springs import Spring
 from strategies.continual.functional.step import Step, by_transform
@@ -41,23 +41,6 @@ from strategies.continual.functional.trees import Tree
 
 if TYPE_CHECKING:
     from strategies.continual.functional.continual import FunctionalContinual
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Clients that are trained together: of one structure, in descending order of their steps.
-
-    Attributes:
-        places: (k,) int64, where they stand in the round's turns.
-        turns: Theirs.
-        pasts: What each brings along; empty where nobody keeps anything.
-        kept: What each replays; empty for nothing.
-    """
-
-    places: Integers
-    turns: Turns
-    pasts: Sequence[Past]
-    kept: Sequence[Kept]
 
 
 class StackedTrainer:
@@ -159,48 +142,10 @@ class StackedTrainer:
             brought = [recall(each, self._strategy.method, self._device) for each in states]
             with span("consolidate"):
                 pasts = self._entry(brought, turns, whole)
-        for piece in self._pieces(turns, pasts, report.steps):
+        for piece in pieces(turns, pasts, self._strategy.rehearsal, self.chunk):
             self._train_piece(piece, received, trained, report, after, whole)
         report.states = after
         return report
-
-    # What is trained together
-
-    def _pieces(self, turns: Turns, pasts: Sequence[Past], steps: Integers) -> list[Piece]:
-        """Return the clients, parted by structure and learning rate and cut into chunks."""
-        shown = [self._shown(turns, pasts, at) for at in range(len(pasts))]
-        if pasts or len(set(turns.lr_factors.tolist())) > 1:
-            groups: dict[Any, list[int]] = {}
-            for at, factor in enumerate(turns.lr_factors.tolist()):
-                key: tuple[Any, ...] = (factor,)
-                if pasts:
-                    key = (factor, structure(pasts[at].memory), shown[at] is not None)
-                groups.setdefault(key, []).append(at)
-            parts = [np.array(each) for each in groups.values()]
-        else:
-            parts = [np.arange(len(turns))]
-        found = []
-        for part in parts:
-            ordered = part[np.argsort(-steps[part], kind="stable")]
-            for begin in range(0, len(ordered), self.chunk):
-                places = ordered[begin : begin + self.chunk]
-                found.append(
-                    Piece(
-                        places,
-                        turns.select(places),
-                        [pasts[at] for at in places] if pasts else (),
-                        [each for at in places if (each := shown[at]) is not None] if pasts else (),
-                    )
-                )
-        return found
-
-    def _shown(self, turns: Turns, pasts: Sequence[Past], at: int) -> Kept | None:
-        """Return what the client at place `at` replays; None for nothing."""
-        rehearsal = self._strategy.rehearsal
-        if rehearsal is None:
-            return None
-        arrival = Arrival(turns.experience(at), turns.turn(at).seed)
-        return rehearsal.shown(pasts[at].kept, arrival)
 
     # One piece
 
