@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from threading import Event
 from typing import Any, cast
 
 import numpy as np
@@ -70,11 +71,19 @@ class Done:
 
 
 class CohortWorker:
-    """Does jobs; there is one a process."""
+    """Does jobs; there is one a process, or one a device."""
 
-    def __init__(self, client: Client, formulation: str) -> None:
+    def __init__(self, client: Client, formulation: str, stopping: Event | None = None) -> None:
+        """Make a worker.
+
+        Args:
+            client: What the clients share, where they are to be trained.
+            formulation: ``"auto"``, or how cohorts are to be trained.
+            stopping: Once it is set, jobs raise `RuntimeError` before their next chunk.
+        """
         self._client = client
         self._formulation = formulation
+        self._stopping = stopping
         self._trainer: CohortTrainer | None = None
 
     def __call__(self, job: Job, shared: Received, keeper: Any) -> Done:
@@ -99,6 +108,8 @@ class CohortWorker:
         for start in range(0, len(turns), trainer.chunk):
             places = slice(start, min(start + trainer.chunk, len(turns)))
             part, states = turns.select(places), opened[places]
+            if self._stopping is not None and self._stopping.is_set():
+                raise RuntimeError("the pool is closing")
             try:
                 with span("turns"):
                     report = trainer.train(*shared, part, states)

@@ -21,6 +21,7 @@ from fedlearn.records import Instruction
 from fedlearn.runtimes.cohort_states import CohortStates
 from fedlearn.runtimes.cohort_worker import CohortWorker, Done, Job, trainer_of
 from fedlearn.runtimes.serial import Serial, make_context
+from fedlearn.runtimes.worker import Raised
 from fedlearn.screening import average_buffers
 from fedlearn.spans import span
 from fedlearn.stacked import Instructions, MeanOnly, Models, Replies, Stack
@@ -30,7 +31,10 @@ _log = logging.getLogger(__name__)
 
 
 class Pool(Protocol):
-    """Runs jobs: worker processes (`fedlearn.runtimes.workers.Workers`), or this one."""
+    """Runs jobs: worker processes (`fedlearn.runtimes.workers.Workers`), or this one.
+
+    `fedlearn.runtimes.devices.Devices` has a thread of this one for each of several devices.
+    """
 
     def map(self, jobs: Sequence[Any], shared: Any, costs: Sequence[float] | None) -> list[Any]:
         """Return what each job came to, in their order."""
@@ -55,9 +59,11 @@ class ThisProcess:
     def __init__(self, handle: CohortWorker) -> None:
         self._handle = handle
 
-    def map(self, jobs: Sequence[Job], shared: Any, costs: Sequence[float] | None) -> list[Done]:
+    def map(
+        self, jobs: Sequence[Job], shared: Any, costs: Sequence[float] | None
+    ) -> list[Done | Raised]:
         """Return what each job came to."""
-        return [self._handle(job, shared, self) for job in jobs]
+        return [attempt(self._handle, job, shared, self) for job in jobs]
 
     def pack(self, obj: Any) -> Any:
         """Return the object."""
@@ -84,7 +90,14 @@ class Vectorized:
         states: What the clients keep.
     """
 
-    def __init__(self, client: Client, pool: Pool, workers: int, formulation: str) -> None:
+    def __init__(
+        self,
+        client: Client,
+        pool: Pool,
+        workers: int,
+        formulation: str,
+        placement: Integers | None = None,
+    ) -> None:
         """Make the executor.
 
         Args:
@@ -92,6 +105,8 @@ class Vectorized:
             pool: Runs jobs with a `CohortWorker`.
             workers: How many jobs run at the same time.
             formulation: ``"auto"``, or how cohorts are to be trained.
+            placement: (K,), which worker, from 0, has to train each client: no job holds clients of
+                two. None where any worker trains anybody.
 
         Raises:
             ValueError: Clients cannot be trained together.
@@ -100,6 +115,7 @@ class Vectorized:
         self._client = client
         self._pool = pool
         self._workers = workers
+        self._placement = placement
         self._single = Serial(make_client_app(client), self.num_clients)
         self.trainer = trainer_of(client.continual, client.model, formulation)
         self.states = CohortStates(pool)
@@ -238,9 +254,14 @@ class Vectorized:
         """Cut a cohort into jobs: whole chunks of clients that take about as many steps."""
         steps, chunk = turns.num_steps(), self.trainer.chunk
         order = np.argsort(-steps, kind="stable")
+        if self._placement is None:
+            portions = _portions(-(-len(turns) // chunk), self._workers)
+            parts = [order[begin * chunk : end * chunk] for begin, end in portions]
+        else:
+            homes = self._placement[turns.client_ids[order]]
+            parts = [order[homes == home] for home in np.unique(homes)]
         jobs = []
-        for begin, end in _portions(-(-len(turns) // chunk), self._workers):
-            at = order[begin * chunk : end * chunk]
+        for at in parts:
             jobs.append(
                 Job(
                     places=at,
@@ -251,6 +272,15 @@ class Vectorized:
                 )
             )
         return jobs
+
+
+def attempt(handle: CohortWorker, job: Job, shared: Any, keeper: Any) -> Done | Raised:
+    """Return what a job came to in this process, as `Pool.map` tells it."""
+    try:
+        return handle(job, shared, keeper)
+    except Exception as error:  # costs the job, never the run
+        _log.warning("a job raised", exc_info=True)
+        return Raised.by(error)
 
 
 def _saying(message: Message) -> Any:
