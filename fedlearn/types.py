@@ -195,11 +195,12 @@ class Shares:
         Args:
             client_ids: (k,) int64.
         """
-        slices = torch.stack([self.begins[client_ids], self.ends[client_ids]], -1).view(-1, 2)
-        begins, ends = torch.unique(slices.long(), dim=0).unbind(1)
-        sizes = ends - begins
+        base = len(self.rows) + 1  # a slice as one number, because many come more than once
+        slices = torch.unique(self.begins[client_ids].long() * base + self.ends[client_ids])
+        begins, sizes = slices // base, slices % base - slices // base
         offsets = (begins - (sizes.cumsum(0) - sizes)).repeat_interleave(sizes)
-        return torch.unique(self.rows[torch.arange(len(offsets)) + offsets])
+        rows: Tensor = torch.unique(self.rows[torch.arange(len(offsets)) + offsets])
+        return rows
 
     def pairs(self) -> tuple[Tensor, Tensor]:
         """Return the pairs, numbered client * T + experience, (m,) int64, and a row of each, (m,).

@@ -187,6 +187,8 @@ def _run(findings: Findings, overrides: Sequence[str]) -> None:
     except ConfigError as error:
         findings.broken.append(str(error))
         return
+    devices = ", ".join(map(str, experiment.runtime.devices))
+    findings.note("this run", "devices", devices)
     model = experiment.build_model()
     try:
         trainer = trainer_of(experiment.continual, model, experiment.runtime.formulation)

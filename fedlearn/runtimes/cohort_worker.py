@@ -79,7 +79,7 @@ class CohortWorker:
         Args:
             client: What the clients share, where they are to be trained.
             formulation: ``"auto"``, or how cohorts are to be trained.
-            stopping: Once it is set, jobs raise `RuntimeError` before their next chunk.
+            stopping: Once it is set, jobs raise `KeyboardInterrupt` before their next chunk.
         """
         self._client = client
         self._formulation = formulation
@@ -94,12 +94,19 @@ class CohortWorker:
             shared: The received parameters and buffers.
             keeper: Packs states, and opens them.
         """
+        trainer = self.trainer()
+        with span("job"):
+            return self._do(job, shared, keeper, trainer)
+
+    def trainer(self) -> CohortTrainer:
+        """Return what trains the clients, made when first asked for.
+
+        While it is made no other thread may run a model: tracing one changes torch's modules.
+        """
         if self._trainer is None:
             client = self._client
             self._trainer = trainer_of(client.continual, client.model, self._formulation)
-        trainer = self._trainer
-        with span("job"):
-            return self._do(job, shared, keeper, trainer)
+        return self._trainer
 
     def _do(self, job: Job, shared: Received, keeper: Any, trainer: CohortTrainer) -> Done:
         turns = Turns(scenario=self._client.scenario, **job.columns)
@@ -109,7 +116,7 @@ class CohortWorker:
             places = slice(start, min(start + trainer.chunk, len(turns)))
             part, states = turns.select(places), opened[places]
             if self._stopping is not None and self._stopping.is_set():
-                raise RuntimeError("the pool is closing")
+                raise KeyboardInterrupt
             try:
                 with span("turns"):
                     report = trainer.train(*shared, part, states)

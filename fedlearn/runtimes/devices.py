@@ -12,7 +12,6 @@ thread each, which hand their work to the devices side by side.
 import heapq
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from threading import Event
 from typing import Any
 
@@ -101,9 +100,15 @@ class Devices:
             )
             for at, device in enumerate(devices)
         ]
-        self._threads = [
-            ThreadPoolExecutor(1, f"{device}", partial(_enter, device)) for device in devices
-        ]
+        for handle in self._handles:  # here, while no thread runs a model
+            handle.trainer()
+        self._threads = [ThreadPoolExecutor(1, f"{device}") for device in devices]
+        try:
+            for thread, device in zip(self._threads, devices, strict=True):
+                thread.submit(_enter, device).result()  # which starts it
+        except BaseException:
+            self.close()
+            raise
 
     def map(
         self, jobs: Sequence[Job], shared: Received, costs: Sequence[float] | None
@@ -153,7 +158,7 @@ class Devices:
 
 
 def _enter(device: torch.device) -> None:
-    """Have this thread use `device` where nothing says which."""
+    """Have the present thread use `device` where nothing says which."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
 

@@ -1,6 +1,7 @@
 """The vectorized executor: a cohort as a few batched programs instead of a message a client.
 
-The cohort is cut into jobs of several chunks, for worker processes or for this process. A job's
+The cohort is cut into jobs of several chunks, for worker processes or for this process, where
+every job may be bound to a device (`fedlearn.runtimes.devices`). A job's
 clients are trained together by the strategy's `fedlearn.turns.CohortTrainer`, and what comes back
 are columns, and one sum of models where the aggregation wants no more than their mean.
 """
