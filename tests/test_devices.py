@@ -474,7 +474,7 @@ def test_ctrl_c_ends_the_threads_before_their_next_clients():
         federate(**settings, cohort_executor=over(THREE, change=change))
     assert len(trained) == 3  # of nine clients, the one that each device was at
     assert set(threading.enumerate()) == before
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match="the pool is closed"):
         executors[0]._pool.map([], ({}, {}), None)
 
 

@@ -118,6 +118,8 @@ class Devices:
         Raises:
             RuntimeError: The pool is closed.
         """
+        if self._stopping.is_set():
+            raise RuntimeError("the pool is closed")
         try:
             copies: dict[int, Received] = {}
             answers: list[Future[Done | Raised]] = []
@@ -150,11 +152,13 @@ class Devices:
             thread.shutdown(cancel_futures=True)
 
     def _do(self, at: int, job: Job, received: Received) -> Done | Raised:
-        done = attempt(self._handles[at], job, received, self)
-        if isinstance(done, Done):
+        def train(job: Job, received: Received, keeper: Any) -> Done:
+            done = self._handles[at](job, received, keeper)
             done.models = _moved(done.models, self._devices[0])
             done.buffers = _moved(done.buffers, self._devices[0])
-        return done
+            return done
+
+        return attempt(train, job, received, self)
 
 
 def _enter(device: torch.device) -> None:

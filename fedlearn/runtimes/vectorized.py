@@ -1,14 +1,14 @@
 """The vectorized executor: a cohort as a few batched programs instead of a message a client.
 
 The cohort is cut into jobs of several chunks, for worker processes or for this process, where
-every job may be bound to a device (`fedlearn.runtimes.devices`). A job's
-clients are trained together by the strategy's `fedlearn.turns.CohortTrainer`, and what comes back
-are columns, and one sum of models where the aggregation wants no more than their mean.
+every job may be bound to a device (`fedlearn.runtimes.devices`). A job's clients are trained
+together by the strategy's `fedlearn.turns.CohortTrainer`, and what comes back are columns, and one
+sum of models where the aggregation wants no more than their mean.
 """
 
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -275,7 +275,9 @@ class Vectorized:
         return jobs
 
 
-def attempt(handle: CohortWorker, job: Job, shared: Any, keeper: Any) -> Done | Raised:
+def attempt(
+    handle: Callable[[Job, Any, Any], Done], job: Job, shared: Any, keeper: Any
+) -> Done | Raised:
     """Return what a job came to in this process, as `Pool.map` tells it."""
     try:
         return handle(job, shared, keeper)
