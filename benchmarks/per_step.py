@@ -54,7 +54,7 @@ def experiment(model: str, method: str, engine: str) -> Experiment:
                     "partition=iid",
                     "num_clients=1",
                     "tracker=none",
-                    "device=cpu",
+                    "runtime.devices=cpu",
                     "optimizer.lr=0.01",
                     *MODELS[model],
                     f"continual={method}",

@@ -56,6 +56,21 @@ class Client:
         """The one model object of the process."""
         return self._build_model()
 
+    def on(self, device: torch.device, scenario: Scenario) -> "Client":
+        """Return the same for one device of several.
+
+        Args:
+            device: Where its model is.
+            scenario: The part of the scenario whose training samples are there.
+        """
+
+        def build_model() -> nn.Module:
+            return self._build_model().to(device)
+
+        return Client(
+            scenario, self.schedule, self.continual, build_model, self.evaluator, self._work
+        )
+
     def train(self, message: Message, context: Context) -> Message:
         """Take one turn: restore, train, stage the new state, reply.
 

@@ -135,9 +135,10 @@ class Evaluator:
     def _of_rows(self, model: nn.Module, one: Experience, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Return what each of `rows` (n,), in the way of `one`, counts for and its loss, on CPU."""
         correct, loss = torch.zeros((2, len(rows)), dtype=torch.float64)
+        device = next(model.parameters(), one.samples.x).device
         for start in range(0, len(rows), BATCH):
             part = slice(start, start + BATCH)
-            x, y = one.gather(rows[part])
+            x, y = (each.to(device) for each in one.gather(rows[part]))
             gained, lost = self._outcomes(model(x), y, one)
             correct[part], loss[part] = gained.cpu(), lost.cpu()
         return correct, loss

@@ -134,7 +134,7 @@ def start_event(
         "seed": settings.seed,
         "manifest_hash": manifest_hash,
         "score": scenario.score,
-        "device": str(experiment.device),
+        "device": ",".join(map(str, experiment.runtime.devices)),
         "executor": executor,
         **{key: experiment.choices[key] for key in ("scenario", "continual", "aggregation")},
     }

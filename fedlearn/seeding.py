@@ -5,6 +5,7 @@ machine and in every process; nothing is drawn from, or written to, the global g
 """
 
 import random
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
@@ -54,6 +55,9 @@ def numpy_generator(run_seed: int, purpose: str, *numbers: int) -> np.random.Gen
     return np.random.default_rng(seed(run_seed, purpose, *numbers))
 
 
+_borrowing = threading.RLock()
+
+
 def _cuda_in_use() -> bool:
     # Asked before its generators are touched: touching them would start CUDA.
     return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
@@ -73,17 +77,18 @@ def borrowed_global_rng(value: int) -> Iterator[None]:
     """Run third-party code that draws from the global generators on a seed of its own.
 
     The state of Python's, NumPy's and torch's global generators is put back on the way out, so the
-    caller's program cannot tell that anything was drawn.
+    caller's program cannot tell that anything was drawn. One thread borrows at a time; others wait.
     """
-    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
-    torch_state = torch.default_generator.get_state()
-    cuda_states = torch.cuda.get_rng_state_all() if _cuda_in_use() else None
-    reseed_global(value)
-    try:
-        yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)  # noqa: NPY002
-        torch.default_generator.set_state(torch_state)
-        if cuda_states is not None:
-            torch.cuda.set_rng_state_all(cuda_states)
+    with _borrowing:
+        python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+        torch_state = torch.default_generator.get_state()
+        cuda_states = torch.cuda.get_rng_state_all() if _cuda_in_use() else None
+        reseed_global(value)
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)  # noqa: NPY002
+            torch.default_generator.set_state(torch_state)
+            if cuda_states is not None:
+                torch.cuda.set_rng_state_all(cuda_states)

@@ -45,12 +45,15 @@ class Samples:
             (n, num_outputs) float32, of mean 0 and variance 1 over the training samples.
         mean: Of uint8 images, one number or one a channel, on the scale of 0 to 1.
         std: Likewise, greater than 0.
+        places: Of a part of a dataset (`part`): (N,) int32, where in `x` and `y` each row of the
+            whole lies, -1 for nowhere; n is then what the part holds. None for the whole.
     """
 
     x: Tensor
     y: Tensor
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
+    places: Tensor | None = None
 
     def __post_init__(self) -> None:
         if len(self.x) != len(self.y):
@@ -70,15 +73,29 @@ class Samples:
     def to(self, device: torch.device | str) -> "Samples":
         """Return the same samples on `device` (this object where it is there already)."""
         x, y = self.x.to(device), self.y.to(device)
-        return self if x is self.x and y is self.y else replace(self, x=x, y=y)
+        places = None if self.places is None else self.places.to(device)
+        return self if x is self.x and y is self.y else replace(self, x=x, y=y, places=places)
+
+    def part(self, rows: Tensor, device: torch.device | str) -> "Samples":
+        """Return a copy on `device` of some rows, which keep their numbers; no others can be read.
+
+        Args:
+            rows: (n,) int64, each once.
+            device: Where the copy lives, in the source's own type.
+        """
+        places = torch.full((len(self),), -1, dtype=torch.int32)
+        places[rows] = torch.arange(len(rows), dtype=torch.int32)
+        here = rows.to(self.x.device)
+        x, y = self.x.index_select(0, here).to(device), self.y.index_select(0, here).to(device)
+        return replace(self, x=x, y=y, places=places.to(device))
 
     def targets(self, rows: Tensor) -> Tensor:
         """Return the labels or targets of `rows`, (len(rows), ...)."""
-        return self.y.index_select(0, rows.to(self.y.device))
+        return self.y.index_select(0, self._places_of(rows))
 
     def inputs(self, rows: Tensor) -> Tensor:
         """Return the inputs of `rows` (n,), (n, *input_shape), ready for a model."""
-        x = self.x.index_select(0, rows.to(self.x.device))  # several times as fast as x[rows]
+        x = self.x.index_select(0, self._places_of(rows))  # several times as fast as x[rows]
         if x.dtype != torch.uint8:
             return x
         x = x.to(torch.float32).div_(255)
@@ -87,6 +104,11 @@ class Samples:
         if self.std != (1.0,):
             x.div_(torch.tensor(self.std, device=x.device).view(-1, 1, 1))
         return x
+
+    def _places_of(self, rows: Tensor) -> Tensor:
+        """Return where `rows` lie in `x` and `y`."""
+        rows = rows.to(self.x.device)
+        return rows if self.places is None else self.places.index_select(0, rows)
 
 
 @dataclass(frozen=True)
@@ -166,6 +188,19 @@ class Shares:
     def sizes(self) -> Tensor:
         """Return (K, T) int64: how many rows each pair holds."""
         return (self.ends - self.begins).long()
+
+    def rows_of(self, client_ids: Tensor) -> Tensor:
+        """Return the rows that any of these clients holds in any experience, once, ascending.
+
+        Args:
+            client_ids: (k,) int64.
+        """
+        base = len(self.rows) + 1  # a slice as one number, because many come more than once
+        slices = torch.unique(self.begins[client_ids].long() * base + self.ends[client_ids])
+        begins, sizes = slices // base, slices % base - slices // base
+        offsets = (begins - (sizes.cumsum(0) - sizes)).repeat_interleave(sizes)
+        rows: Tensor = torch.unique(self.rows[torch.arange(len(offsets)) + offsets])
+        return rows
 
     def pairs(self) -> tuple[Tensor, Tensor]:
         """Return the pairs, numbered client * T + experience, (m,) int64, and a row of each, (m,).
@@ -292,6 +327,20 @@ class Scenario:
     def to(self, device: torch.device | str) -> "Scenario":
         """Return the same protocol with its samples on `device` (indices stay where they are)."""
         return replace(self, train=self.train.to(device), test=self.test.to(device))
+
+    def part(self, client_ids: Tensor, device: torch.device | str) -> "Scenario":
+        """Return what some clients need in order to train: their training samples on `device`.
+
+        Rows keep their numbers, so that a client draws and keeps the same ones wherever it is.
+        Nothing in it is held out.
+
+        Args:
+            client_ids: (k,) int64; the streams of others cannot be read.
+            device: Where the training store is copied to; the test store stays where it is.
+        """
+        train = self.train.part(self.shares.rows_of(client_ids), device)
+        nothing = replace(self.held_out, ends=self.held_out.begins)
+        return replace(self, train=train, held_out=nothing)
 
     def manifest(self) -> dict[str, Any]:
         """Return everything that defines the protocol, as JSON values, with its ``hash``.

@@ -217,8 +217,7 @@ CONFIGURATION = [
         "lr_schedule.warmup=5: must be less than the 5 rounds of an experience",
     ),
     # names
-    ("device=gpu", "device=gpu: unknown; did you mean cpu? choices: auto, cpu, cuda, cuda:N"),
-    ("device=cuda:99", "device=cuda:99: this machine has"),
+    ("runtime.devices=cuda:99", "runtime.devices=cuda:99: this machine has"),
     ("engine=avalance", "engine=avalance: unknown; did you mean avalanche?"),
     (
         "engine=functional continual=gem",

@@ -80,7 +80,7 @@ def overrides(
         f"runtime.executor={executor}",
         *([] if executor == "serial" else ["runtime.workers=2"]),
         "tracker=none",
-        "device=cpu",
+        "runtime.devices=cpu",
         f"seed={SEED}",
         f"out={out}",
     ]

@@ -191,6 +191,8 @@ def _run(findings: Findings, composed: Composed) -> None:
     except ConfigError as error:
         findings.broken.append(str(error))
         return
+    devices = ", ".join(map(str, experiment.runtime.devices))
+    findings.note("this run", "devices", devices)
     model = experiment.build_model()
     try:
         trainer = trainer_of(experiment.continual, model, experiment.runtime.formulation)

@@ -122,7 +122,8 @@ def time_step(experiment: Experiment) -> float:
     optimizer = experiment.training.optimizer([p for p in model.parameters() if p.requires_grad])
     largest = int(scenario.shares.sizes().max())
     rows = torch.arange(min(experiment.settings.local.batch_size, largest))
-    x, y = scenario.train.inputs(rows), scenario.train.y[rows]
+    train = scenario.train
+    x, y = train.inputs(rows).to(device), train.targets(rows).to(device)
     loss = make_loss(experiment.training, None)
     seconds = 0.0
     for _ in range(2):

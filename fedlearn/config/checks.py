@@ -29,7 +29,6 @@ EXTRA = {
 }
 """Keys of each group's nodes that are for fedlearn, not for the node's object."""
 
-_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 _NAME = re.compile(r"[\w.,=+-]{1,200}")
 
 
@@ -105,11 +104,6 @@ def _checked_settings(tree: Mapping[str, Any]) -> Settings:
     _check_local(plain["local"])
     plain["head"] = schema.Head(**plain["head"])
     plain["faults"] = schema.Faults(**plain["faults"])
-    if not _DEVICE.fullmatch(plain["device"]):
-        raise ConfigError(
-            f"device={plain['device']}: unknown"
-            f"{among(plain['device'], ['auto', 'cpu', 'cuda', 'cuda:N'])}"
-        )
     if not _NAME.fullmatch(plain["name"]):
         raise ConfigError(
             f"name={plain['name']}: must be up to 200 letters, digits and . , = + - _ "

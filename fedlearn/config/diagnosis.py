@@ -64,7 +64,9 @@ def _suspects(
     for override in parsed:
         if override.is_sweep_override():
             text = str(override.input_line)
-            yield ConfigError(f"{text}: several values need -m (or quotes, to mean one string)")
+            key, _, several = text.partition("=")
+            in_one = f" (or brackets, to mean one list: {key}=[{several}])"
+            yield ConfigError(f"{text}: several values need -m{in_one * (key not in groups)}")
         elif override.key_or_group in groups:
             yield from _choice_error(override, groups[override.key_or_group])
     chosen = [str(each.input_line) for each in parsed if each.key_or_group in groups]

@@ -5,7 +5,7 @@ them, Hydra imports them, and each gets typed arguments.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -58,7 +58,7 @@ DUTIES = {
     "aggregation": ("configure_train", "aggregate_train"),
     "optimizer": ("zero_grad", "step"),
     "lr_schedule": ("factor", "over", "warmup"),
-    "runtime": ("check", "open", "run"),
+    "runtime": ("devices", "check", "open", "run"),
     "tracker": ("start", "event", "finish"),
 }
 """What each group's object must have, of the protocol that it stands for."""
@@ -73,7 +73,6 @@ class Plan:
     Attributes:
         composed: What it was built from.
         settings: The plain values.
-        device: Where samples and models live.
         optimizer: Builds an optimiser from parameters.
         lr_schedule: What its learning rate is multiplied by, round by round.
         aggregation: The server's Flower strategy.
@@ -89,7 +88,6 @@ class Plan:
 
     composed: Composed
     settings: Settings
-    device: torch.device
     optimizer: Callable[..., torch.optim.Optimizer]
     lr_schedule: LrSchedule
     aggregation: "Strategy"
@@ -102,6 +100,11 @@ class Plan:
     runtime: "InProcess"
     tracker: "Tracker"
 
+    @property
+    def device(self) -> torch.device:
+        """Where the server's model lives: the runtime's first device."""
+        return self.runtime.devices[0]
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -111,8 +114,9 @@ class Experiment:
         settings: The plain values.
         choices: The option of each group, e.g. ``{"continual": "replay"}``.
         protocol: What of the configuration defines the protocol.
-        device: Where samples and models live.
-        scenario: The protocol, on `device`.
+        device: Where the server's model lives: the runtime's first one.
+        scenario: The protocol, on `device`; where there are several, its training samples are in
+            the host's memory, and the runtime gives each device those of its clients.
         schedule: The task clock.
         cohort: Chooses who trains in a round.
         build_model: Builds the initial model on `device`; the same weights on every call.
@@ -156,7 +160,6 @@ def prepare(composed: Composed) -> Plan:
     return Plan(
         composed=composed,
         settings=settings,
-        device=_device(settings.device),
         optimizer=_optimizer(composed),
         lr_schedule=_make(composed, "lr_schedule"),
         aggregation=_make(composed, "aggregation"),
@@ -178,7 +181,7 @@ def build(plan: Plan) -> Experiment:
         ConfigError: The data cannot be read, or the parts do not fit together.
     """
     composed, settings = plan.composed, plan.settings
-    scenario = load_scenario(plan).to(plan.device)
+    scenario = _placed(load_scenario(plan), plan.runtime.devices)
     _check_kind(composed, scenario.kind)
     if settings.manifest is not None:
         check_same(settings.manifest, scenario.manifest())
@@ -297,15 +300,11 @@ def _expect(composed: Composed, group: str, made: Any) -> None:
             )
 
 
-def _device(name: str) -> torch.device:
-    count = torch.cuda.device_count()
-    if name == "auto":
-        return torch.device("cuda" if count else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= count:
-        have = f"has {count} CUDA device{'s' if count != 1 else ''}"
-        raise ConfigError(f"device={name}: this machine {have}; choices: auto, cpu")
-    return device
+def _placed(scenario: Scenario, devices: Sequence[torch.device]) -> Scenario:
+    """Return a scenario with its test samples on the first device, all samples if on the only."""
+    if len(devices) == 1:
+        return scenario.to(devices[0])
+    return dataclasses.replace(scenario, test=scenario.test.to(devices[0]))
 
 
 def _optimizer(composed: Composed) -> Callable[..., torch.optim.Optimizer]:
@@ -390,6 +389,7 @@ def _model_factory(plan: Plan, scenario: Scenario) -> Callable[[], nn.Module]:
     with blaming("model", plan.composed):
         model = build_model().eval()
         x = scenario.train.inputs(torch.zeros(1, dtype=torch.int64))  # of the samples' own type
+        x = x.to(plan.device)
         try:
             with torch.no_grad():
                 logits = model(x)

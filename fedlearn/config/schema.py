@@ -98,7 +98,6 @@ class Settings:
     head: Head = field(default_factory=Head)
     faults: Faults = field(default_factory=Faults)
     engine: str = one_of("avalanche", "functional")
-    device: str = MISSING
     out: str = MISSING
     name: str = MISSING
     dry_run: bool = MISSING

@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from threading import Event
 from typing import Any, cast
 
 import numpy as np
@@ -75,11 +76,19 @@ class Done:
 
 
 class CohortWorker:
-    """Does jobs; there is one a process."""
+    """Does jobs; there is one a process, or one a device."""
 
-    def __init__(self, client: Client, formulation: str) -> None:
+    def __init__(self, client: Client, formulation: str, stopping: Event | None = None) -> None:
+        """Make a worker.
+
+        Args:
+            client: What the clients share, where they are to be trained.
+            formulation: ``"auto"``, or how cohorts are to be trained.
+            stopping: Once it is set, jobs raise `KeyboardInterrupt` before their next chunk.
+        """
         self._client = client
         self._formulation = formulation
+        self._stopping = stopping
         self._trainer: CohortTrainer | None = None
 
     def __call__(self, job: Job, shared: Received, keeper: Any) -> Done:
@@ -90,12 +99,19 @@ class CohortWorker:
             shared: The received parameters and buffers.
             keeper: Packs states, and opens them.
         """
+        trainer = self.trainer()
+        with span("job"):
+            return self._do(job, shared, keeper, trainer)
+
+    def trainer(self) -> CohortTrainer:
+        """Return what trains the clients, made when first asked for.
+
+        While it is made no other thread may run a model: tracing one changes torch's modules.
+        """
         if self._trainer is None:
             client = self._client
             self._trainer = trainer_of(client.continual, client.model, self._formulation)
-        trainer = self._trainer
-        with span("job"):
-            return self._do(job, shared, keeper, trainer)
+        return self._trainer
 
     def _do(self, job: Job, shared: Received, keeper: Any, trainer: CohortTrainer) -> Done:
         turns = Turns(scenario=self._client.scenario, **job.columns)
@@ -104,6 +120,8 @@ class CohortWorker:
         for start, stop in _chunks(len(turns), trainer.chunk):
             places = slice(start, stop)
             part, states = turns.select(places), opened[places]
+            if self._stopping is not None and self._stopping.is_set():
+                raise KeyboardInterrupt
             try:
                 with span("turns"):
                     report = trainer.train(*shared, part, states)

@@ -18,6 +18,8 @@ from torch import nn
 
 from fedlearn.client import Client, make_client_app
 from fedlearn.runtimes.cohort_worker import CohortWorker, trainer_of
+from fedlearn.runtimes.device_names import resolve
+from fedlearn.runtimes.devices import on_devices
 from fedlearn.runtimes.process import Process
 from fedlearn.runtimes.serial import RUN_ID, Executor, Serial
 from fedlearn.runtimes.task import SERVER_NODE, task_identity
@@ -115,12 +117,14 @@ class InProcess:
     """Runs a ServerApp in this process, and its ClientApps here or in worker processes.
 
     Attributes:
+        devices: Where samples and models live; the server's model is on the first one.
         formulation: How cohorts are trained as one program, or ``"auto"``.
     """
 
     def __init__(
         self,
         executor: Literal["serial", "process", "vectorized"] = "serial",
+        devices: str | Sequence[str] = "auto",
         threads: int = 1,
         workers: int | None = None,
         start: Start | None = None,
@@ -132,8 +136,12 @@ class InProcess:
         Args:
             executor: How the clients of a cohort are executed: ``serial``, one after another in
                 this process; ``process``, in worker processes, to the same result; or
-                ``vectorized``, as batched programs in worker processes, to the same result but for
-                rounding.
+                ``vectorized``, as batched programs, to the same result but for rounding: in worker
+                processes on a CPU, in this process on CUDA devices.
+            devices: ``auto``, or names as a list or parted by commas: ``cpu``, or CUDA devices
+                (``cuda:0``); ``vectorized`` takes several. ``auto`` takes what CUDA devices there
+                are, ``vectorized`` all of them and others the first, and the CPU where there is
+                none.
             threads: Threads that torch may use in each process, at least 1. The last bits of a sum
                 depend on how many share it, so equal numbers give equal results on any machine.
             workers: Worker processes, at least 1; None for what the processor cores that this
@@ -152,6 +160,7 @@ class InProcess:
             raise ValueError(
                 f"runtime.executor={executor}: unknown; choices: serial, process, vectorized"
             )
+        self.devices = resolve(devices, executor, several=executor == "vectorized")
         if threads < 1:
             raise ValueError(f"runtime.threads={threads}: must be at least 1")
         if workers is not None and workers < 1:
@@ -162,14 +171,17 @@ class InProcess:
             raise ValueError(
                 f"runtime.start=fork: is for runtime.threads=1, and it is {threads}; take spawn"
             )
-        if executor == "serial":
+        self._on_cuda = executor == "vectorized" and self.devices[0].type == "cuda"
+        if executor == "serial" or self._on_cuda:
+            where = f" on {self.devices[0]}" if self._on_cuda else ""
+            way_out = "remove it" if self._on_cuda else "use process or vectorized"
             several = None if workers == 1 else workers
             given = (("workers", several), ("start", start), ("state_dir", state_dir))
             for key, value in given:
                 if value is not None:
                     raise ValueError(
                         f"runtime.{key}={value}: is for worker processes, and "
-                        "runtime.executor=serial has none; use process or vectorized"
+                        f"runtime.executor={executor} has none{where}; {way_out}"
                     )
         if formulation not in FORMULATIONS:
             raise ValueError(
@@ -226,6 +238,8 @@ class InProcess:
         app, num_clients = make_client_app(client), client.scenario.num_clients
         if self._executor == "serial":
             return Serial(app, num_clients)
+        if self._on_cuda:
+            return on_devices(client, self.devices, self.formulation)
         spawn = needs_spawn(self._threads)
         if self._start == "fork" and spawn:
             raise ValueError("runtime.start=fork: does not work where CUDA is in use; take spawn")

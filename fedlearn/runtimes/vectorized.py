@@ -1,12 +1,13 @@
 """The vectorized executor: a cohort as a few batched programs instead of a message a client.
 
-The cohort is cut into jobs of several chunks, for worker processes or for this process. A job's
-clients are trained together by the strategy's `fedlearn.turns.CohortTrainer`, and what comes back
-are columns, and one sum of models where the aggregation wants no more than their mean.
+The cohort is cut into jobs of several chunks, for worker processes or for this process, where
+every job may be bound to a device (`fedlearn.runtimes.devices`). A job's clients are trained
+together by the strategy's `fedlearn.turns.CohortTrainer`, and what comes back are columns, and one
+sum of models where the aggregation wants no more than their mean.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -21,6 +22,7 @@ from fedlearn.records import Instruction
 from fedlearn.runtimes.cohort_states import CohortStates
 from fedlearn.runtimes.cohort_worker import CohortWorker, Done, Job, trainer_of
 from fedlearn.runtimes.serial import Serial, make_context
+from fedlearn.runtimes.worker import Raised
 from fedlearn.screening import average_buffers
 from fedlearn.spans import span
 from fedlearn.stacked import Instructions, MeanOnly, Models, Replies, Stack
@@ -30,7 +32,10 @@ _log = logging.getLogger(__name__)
 
 
 class Pool(Protocol):
-    """Runs jobs: worker processes (`fedlearn.runtimes.workers.Workers`), or this one."""
+    """Runs jobs: worker processes (`fedlearn.runtimes.workers.Workers`), or this one.
+
+    `fedlearn.runtimes.devices.Devices` has a thread of this one for each of several devices.
+    """
 
     def map(self, jobs: Sequence[Any], shared: Any, costs: Sequence[float] | None) -> list[Any]:
         """Return what each job came to, in their order."""
@@ -55,9 +60,11 @@ class ThisProcess:
     def __init__(self, handle: CohortWorker) -> None:
         self._handle = handle
 
-    def map(self, jobs: Sequence[Job], shared: Any, costs: Sequence[float] | None) -> list[Done]:
+    def map(
+        self, jobs: Sequence[Job], shared: Any, costs: Sequence[float] | None
+    ) -> list[Done | Raised]:
         """Return what each job came to."""
-        return [self._handle(job, shared, self) for job in jobs]
+        return [attempt(self._handle, job, shared, self) for job in jobs]
 
     def pack(self, obj: Any) -> Any:
         """Return the object."""
@@ -84,7 +91,14 @@ class Vectorized:
         states: What the clients keep.
     """
 
-    def __init__(self, client: Client, pool: Pool, workers: int, formulation: str) -> None:
+    def __init__(
+        self,
+        client: Client,
+        pool: Pool,
+        workers: int,
+        formulation: str,
+        placement: Integers | None = None,
+    ) -> None:
         """Make the executor.
 
         Args:
@@ -92,6 +106,8 @@ class Vectorized:
             pool: Runs jobs with a `CohortWorker`.
             workers: How many jobs run at the same time.
             formulation: ``"auto"``, or how cohorts are to be trained.
+            placement: (K,), which worker, from 0, has to train each client: no job holds clients of
+                two. None where any worker trains anybody.
 
         Raises:
             ValueError: Clients cannot be trained together.
@@ -100,6 +116,7 @@ class Vectorized:
         self._client = client
         self._pool = pool
         self._workers = workers
+        self._placement = placement
         self._single = Serial(make_client_app(client), self.num_clients)
         self.trainer = trainer_of(client.continual, client.model, formulation)
         self.states = CohortStates(pool)
@@ -238,9 +255,14 @@ class Vectorized:
         """Cut a cohort into jobs of clients that take about as many steps."""
         steps = turns.num_steps()
         order = np.argsort(-steps, kind="stable")
+        if self._placement is None:
+            portions = _portions(len(turns), self.trainer.chunk, self._workers)
+            parts = [order[begin:end] for begin, end in portions]
+        else:
+            homes = self._placement[turns.client_ids[order]]
+            parts = [order[homes == home] for home in np.unique(homes)]
         jobs = []
-        for begin, end in _portions(len(turns), self.trainer.chunk, self._workers):
-            at = order[begin:end]
+        for at in parts:
             jobs.append(
                 Job(
                     places=at,
@@ -251,6 +273,17 @@ class Vectorized:
                 )
             )
         return jobs
+
+
+def attempt(
+    handle: Callable[[Job, Any, Any], Done], job: Job, shared: Any, keeper: Any
+) -> Done | Raised:
+    """Return what a job came to in this process, as `Pool.map` tells it."""
+    try:
+        return handle(job, shared, keeper)
+    except Exception as error:  # costs the job, never the run
+        _log.warning("a job raised", exc_info=True)
+        return Raised.by(error)
 
 
 def _saying(message: Message) -> Any:

@@ -38,6 +38,12 @@ class Raised:
     reason: str
     traceback: str
 
+    @classmethod
+    def by(cls, error: BaseException) -> "Raised":
+        """Return what stands for an exception."""
+        told = "".join(traceback.format_exception(error))
+        return cls(" ".join(f"{type(error).__name__}: {error}".split()), told)
+
 
 class Order(NamedTuple):
     """What a worker is told.
@@ -190,8 +196,7 @@ class Worker:
                 sent.clear()
                 for extent in placed:
                     own.free(extent.offset, extent.size)
-                reason = " ".join(f"{type(error).__name__}: {error}".split())
-                blob = dumps(Raised(reason, traceback.format_exc()), own.put)
+                blob = dumps(Raised.by(error), own.put)
             keeper.end_job(sent)
             seconds = time.perf_counter() - started
             with contextlib.suppress(OSError):

@@ -9,9 +9,9 @@ are in [0, 1], times in seconds, sizes in bytes; rounds count from 1, experience
     ``name`` of the run; ``rounds``, ``rounds_per_experience``, ``experiences`` (T), ``clients``,
     ``cohort_size`` (clients sampled a round); ``parameters`` of the model; ``seed``;
     ``manifest_hash`` of the protocol; ``score``, what accuracies are called: ``accuracy``, or
-    ``R²`` of a regression (`fedlearn.evaluation`); ``device``; ``executor``, what executes clients
-    (its name as ``executor``, ``workers``, and ``formulation``, ``why`` and ``chunk`` where cohorts
-    are trained as one program); ``scenario``, ``continual``,
+    ``R²`` of a regression (`fedlearn.evaluation`); ``device``, or several parted by commas;
+    ``executor``, what executes clients (its name as ``executor``, ``workers``, and ``formulation``,
+    ``why`` and ``chunk`` where cohorts are trained as one program); ``scenario``, ``continual``,
     ``aggregation`` (the chosen options). ``resumed_from``: the last round that still holds if the
     run was resumed, so that later events of an earlier attempt are void; absent or null for a fresh
     run.

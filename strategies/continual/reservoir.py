@@ -105,5 +105,5 @@ def labels_of(stream: Stream, rows: Tensor) -> Tensor:
     labels = torch.empty(len(rows), dtype=torch.int64)
     for index in torch.unique(rows[:, 0]).tolist():
         at = rows[:, 0] == index
-        labels[at] = stream(index).samples.y[rows[at, 1]].cpu()
+        labels[at] = stream(index).samples.targets(rows[at, 1]).cpu()
     return labels

@@ -172,7 +172,7 @@ class AvalancheContinual:
         """Turn `strategy` to `experience`: its samples, and the loss that goes with them."""
         strategy.experience = self._seen(experience, strategy.stream)
         if self.training.class_balance is not None:
-            labels = experience.samples.y[experience.rows]
+            labels = experience.samples.targets(experience.rows)
             strategy._criterion = make_loss(self.training, labels)
 
     def _seen(self, experience: Experience, stream: Callable[[int], Experience]) -> Any:

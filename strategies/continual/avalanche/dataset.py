@@ -54,7 +54,7 @@ def dataset_of(stream: Stream, pairs: Tensor, extra: list[DataAttribute] | None 
     tasks = torch.empty(len(pairs), dtype=torch.int64)
     for index in sorted(set(pairs[:, 0].tolist())):
         experience, at = stream(index), pairs[:, 0] == index
-        labels[at] = experience.samples.y[pairs[at, 1]].cpu()
+        labels[at] = experience.samples.targets(pairs[at, 1]).cpu()
         tasks[at] = experience.task_label
     dataset = TaskAwareSupervisedClassificationDataset(
         [NamedSamples(stream, pairs)],

@@ -216,6 +216,11 @@ def _column(
     columns: Sequence[Integers | None],
     device: torch.device,
 ) -> Tensor:
+    """Return `_flat` as a tensor."""
+    return torch.from_numpy(_flat(places, columns)).to(device)
+
+
+def _flat(places: Sequence[Sequence[Integers]], columns: Sequence[Integers | None]) -> Integers:
     """Return a column of the samples at `places`, step by step, client by client, flat."""
     found = [
         np.concatenate(
@@ -226,8 +231,7 @@ def _column(
         else columns[0][parts[0]].ravel()  # type: ignore[index]
         for parts in places
     ]
-    flat = found[0] if len(found) == 1 else np.concatenate(found)
-    return torch.from_numpy(flat).to(device)
+    return found[0] if len(found) == 1 else np.concatenate(found)
 
 
 def _in_domain(x: Tensor, places: Sequence[Sequence[Integers]], sources: Sequence[Draws]) -> Tensor:
@@ -235,8 +239,8 @@ def _in_domain(x: Tensor, places: Sequence[Sequence[Integers]], sources: Sequenc
     columns = [each.table.domains for each in sources]
     if columns[0] is None:
         return x
-    domains, transforms = _column(places, columns, x.device), sources[0].table.transforms
-    found = torch.unique(domains).tolist()
+    domains, transforms = _flat(places, columns), sources[0].table.transforms
+    found = np.unique(domains).tolist()  # here, so that nobody waits for a device
     if len(found) == 1:
         transform = transforms[found[0]]
         return x if transform is None else transform(x)
@@ -244,7 +248,7 @@ def _in_domain(x: Tensor, places: Sequence[Sequence[Integers]], sources: Sequenc
     for domain in found:
         transform = transforms[domain]
         if transform is not None:
-            at = (domains == domain).nonzero().squeeze(1)
+            at = torch.from_numpy(np.flatnonzero(domains == domain)).to(x.device)
             changed[at] = transform(x[at])
     return changed
 

@@ -107,7 +107,7 @@ class Entry:
         return past._replace(memory=memory, kept=kept, consolidated=past.consolidated + 1)
 
     def _classes(self, previous: Experience) -> Tensor:
-        labels = previous.samples.y[previous.rows]
+        labels = previous.samples.targets(previous.rows)
         return classes_of(labels.to(self.device), previous.task_label, self.training)
 
     def _surveyed(
@@ -176,7 +176,7 @@ def class_balance(
         return None
     found = [
         class_weights(
-            each.samples.y[each.rows].to(device), training.num_classes, training.class_balance
+            each.samples.targets(each.rows).to(device), training.num_classes, training.class_balance
         )
         for each in experiences
     ]

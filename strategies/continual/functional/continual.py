@@ -98,7 +98,7 @@ class FunctionalContinual:
         """Return the loss that goes with `experience`."""
         if self.training.class_balance is None:
             return make_loss(self.training, None)
-        return make_loss(self.training, experience.samples.y[experience.rows])
+        return make_loss(self.training, experience.samples.targets(experience.rows))
 
     def samples(self, experience: Experience, device: torch.device) -> list[Tensor]:
         """Return inputs, labels and, where there are heads, task labels of `experience`."""

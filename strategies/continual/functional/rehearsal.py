@@ -61,7 +61,7 @@ class Arrival:
     @property
     def labels(self) -> Tensor:
         """(n,), on the CPU."""
-        return self.experience.samples.y[self.experience.rows].cpu()
+        return self.experience.samples.targets(self.experience.rows).cpu()
 
 
 @dataclass(frozen=True)

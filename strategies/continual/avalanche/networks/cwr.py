@@ -115,7 +115,7 @@ class CwrNetwork(nn.Module):
             self.offset = start - self.weight
             self.present = torch.zeros_like(self.present)
             self.experience = torch.full_like(self.experience, experience.index)
-        labels = experience.samples.y[experience.rows]
+        labels = experience.samples.targets(experience.rows)
         counts = labels.bincount(minlength=len(self.past)).to(self.present)
         held = counts > 0
         faint = torch.stack([self.current * FAINT, torch.full_like(counts, FAINT)])
