@@ -304,12 +304,15 @@ def _portions(clients: int, chunk: int, workers: int) -> list[tuple[int, int]]:
 
     One job a worker takes three quarters of what is left, and so on ("factoring", Hummel et al.
     1992): the last ones are small and even out what the first ones were misjudged by, for cores are
-    seldom equally fast. Less than a quarter of a chunk is not worth a job's overhead.
+    seldom equally fast. Less than a quarter of a chunk is not worth a job's overhead, nor is a
+    chunk that is not full.
     """
     least = max(1, min(chunk // 4, clients // workers))
     ends = [0]
     while (left := clients - ends[-1]) > 0:
         size = left if workers == 1 else max(least, left * 3 // (4 * workers))
+        if size > chunk:
+            size = round(size / chunk) * chunk
         for _ in range(workers):
             ends.append(min(clients, ends[-1] + size))
     return [(begin, end) for begin, end in pairwise(ends) if begin < end]
