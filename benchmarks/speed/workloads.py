@@ -96,7 +96,7 @@ W4 = Workload(
     samples=W2.samples,
     batch_size=W2.batch_size,
     lr=W2.lr,
-    rounds=15,
+    rounds=50,
     experiences=5,
     repeats=1,
 )
