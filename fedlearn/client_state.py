@@ -8,7 +8,7 @@ server last saw it. A turn that raises stages nothing.
 
 from typing import cast
 
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from fedlearn.records import to_arrays, to_tensors
 from fedlearn.types import State
@@ -42,9 +42,10 @@ class ClientState:
         """Return the committed state and the experience it was left in (None before any turn)."""
         if self._round(_COMMITTED) is None:
             return State(), None
-        tensors = self._records.array_records[f"{_COMMITTED}.tensors"]
-        values = self._records.config_records[f"{_COMMITTED}.values"]
-        progress = self._records.config_records[f"{_COMMITTED}.progress"]
+        tensors = cast(ArrayRecord, self._records[f"{_COMMITTED}.tensors"])
+        values, progress = (
+            cast(ConfigRecord, self._records[f"{_COMMITTED}.{part}"]) for part in _PARTS[1:]
+        )
         return State(to_tensors(tensors), dict(values)), cast(int, progress[_EXPERIENCE])
 
     def stage(self, state: State, server_round: int, experience: int) -> None:
@@ -56,8 +57,8 @@ class ClientState:
         )
 
     def _round(self, which: str) -> int | None:
-        progress = self._records.config_records.get(f"{which}.progress")
-        return None if progress is None else cast(int, progress[_ROUND])
+        progress = self._records.get(f"{which}.progress")
+        return None if progress is None else cast(int, cast(ConfigRecord, progress)[_ROUND])
 
     def _move(self, source: str, target: str) -> None:
         for part in _PARTS:

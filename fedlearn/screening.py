@@ -26,6 +26,7 @@ from fedlearn.records import (
     TRAIN_LOSS,
     Tensors,
     metrics_of,
+    of_kind,
     reason_of,
     to_tensors,
     wire_bytes,
@@ -227,12 +228,13 @@ def screen(
             screened.diverged[client_id] = reason_of(message)
             continue
         try:
-            own_buffers = to_tensors(message.content.array_records.pop(BUFFERS, ArrayRecord()))
-            if len(message.content.array_records) != 1:
-                raise ValueError(
-                    f"carries {len(message.content.array_records)} array records instead of 1"
-                )
-            arrays = next(iter(message.content.array_records.values()))
+            sent = of_kind(message.content, ArrayRecord)
+            own_buffers = to_tensors(sent.pop(BUFFERS, ArrayRecord()))
+            if len(sent) != 1:
+                raise ValueError(f"carries {len(sent)} array records instead of 1")
+            if BUFFERS in message.content:
+                del message.content[BUFFERS]
+            (arrays,) = sent.values()
             _check_examples(metrics.get(NUM_EXAMPLES), max_examples(client_id))
             _check_tensors(to_tensors(arrays), parameters)
             _check_tensors(own_buffers, buffers)
@@ -332,7 +334,7 @@ def _with_metrics(message: Message, names: set[str]) -> Message:
     """Keep exactly one metric record, holding `names` only."""
     metrics = metrics_of(message)
     kept = MetricRecord({name: metrics[name] for name in metrics if name in names})
-    arrays = next(iter(message.content.array_records.values()))
+    (arrays,) = of_kind(message.content, ArrayRecord).values()
     message.content = RecordDict({ARRAYS: arrays, METRICS: kept})
     return message
 

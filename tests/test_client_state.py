@@ -1,3 +1,6 @@
+import gc
+import weakref
+
 import torch
 from flwr.app import RecordDict
 
@@ -54,3 +57,21 @@ def test_empty_lists_and_every_plain_type_survive():
     kept.stage(State({}, dict(values)), 1, 0)
     kept.settle(1)
     assert kept.committed()[0].values == values
+
+
+def test_a_state_is_freed_without_the_garbage_collector():
+    gc.collect()
+    gc.disable()
+    try:
+        content = RecordDict()
+        kept = ClientState(content)
+        kept.settle(0)
+        kept.stage(_state(1), 1, 0)
+        kept.settle(1)
+        assert kept.committed()[1] == 0
+        kept.settle(1)
+        gone = weakref.ref(content)
+        del content, kept
+        assert gone() is None
+    finally:
+        gc.enable()

@@ -1,4 +1,6 @@
+import gc
 import pickle
+import weakref
 
 import numpy as np
 import pytest
@@ -116,3 +118,19 @@ def test_each_client_gets_a_configuration_of_its_own():
     assert first.config == second.config == {"mu": 0.5}
     assert first.parameters["x"].data_ptr() == second.parameters["x"].data_ptr()
     assert "acknowledged-round" not in shared["config"]
+
+
+def test_what_was_read_is_freed_without_the_garbage_collector():
+    gc.collect()
+    gc.disable()
+    try:
+        config = ConfigRecord({records.SERVER_ROUND: 3})
+        arrays = records.to_arrays({"x": torch.ones(3)})
+        content = RecordDict({"arrays": arrays, "buffers": arrays, "config": config})
+        assert records.read_content(content).server_round == 3
+        assert records.wire_bytes(content) > 0
+        gone = weakref.ref(content)
+        del content
+        assert gone() is None
+    finally:
+        gc.enable()

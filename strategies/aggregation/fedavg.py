@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 
-from fedlearn.records import SERVER_ROUND, metrics_of, to_arrays, to_tensors
+from fedlearn.records import SERVER_ROUND, metrics_of, of_kind, to_arrays, to_tensors
 from fedlearn.stacked import Instructions, Replies, weighted_mean
 
 
@@ -86,6 +86,6 @@ class FedAvg(FlowerFedAvg):
         weights = [
             float(cast(float, metrics_of(message)[self.weighted_by_key])) for message in valid
         ]
-        models = [to_tensors(next(iter(m.content.array_records.values()))) for m in valid]
+        models = [to_tensors(next(iter(of_kind(m.content, ArrayRecord).values()))) for m in valid]
         metrics = self.train_metrics_aggr_fn([m.content for m in valid], self.weighted_by_key)
         return to_arrays(weighted_mean(models, weights)), metrics
