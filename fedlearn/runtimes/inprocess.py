@@ -24,6 +24,7 @@ from fedlearn.runtimes.process import Process
 from fedlearn.runtimes.serial import RUN_ID, Executor, Serial
 from fedlearn.runtimes.task import SERVER_NODE, task_identity
 from fedlearn.runtimes.vectorized import Vectorized
+from fedlearn.runtimes.worker import keep_memory
 from fedlearn.runtimes.workers import Start, Workers, needs_spawn
 from fedlearn.stacked import Instructions
 from fedlearn.turns import FORMULATIONS, Formulation
@@ -212,7 +213,8 @@ class InProcess:
     def open(self, client: Client) -> Iterator[InProcessGrid]:
         """Make a grid of a scenario's clients; end its workers afterwards.
 
-        Worker processes are forked here, so this comes before the process has threads.
+        Worker processes are forked here, so this comes before the process has threads. From now on
+        this process keeps the memory that it frees, as workers do.
 
         Args:
             client: What they share.
@@ -220,6 +222,7 @@ class InProcess:
         Raises:
             ValueError: `runtime.start` is ``fork``, and CUDA is in use.
         """
+        keep_memory()
         executor = self._make_executor(client)
         try:
             yield InProcessGrid(executor)

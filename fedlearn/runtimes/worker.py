@@ -157,7 +157,7 @@ class Worker:
             serial: Distinguishes it from all others that there were.
         """
         torch.set_num_threads(self._threads)
-        _keep_memory()
+        keep_memory()
         with contextlib.suppress(AttributeError):  # standard output may be anything
             sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
         own, main = self._arenas[place + 1], self._arenas[0]
@@ -208,7 +208,7 @@ def spaces_of(place: int, num_arenas: int) -> tuple[int, int]:
     return place + 1, place + num_arenas
 
 
-def _keep_memory() -> None:
+def keep_memory() -> None:
     """Have the C library keep freed memory, where it is glibc.
 
     By default it returns large blocks to the kernel at once and gets them back page by page, which

@@ -366,6 +366,25 @@ def test_a_pull_comes_right_before_descent_and_after_the_backward_pass(name: str
         assert_close(each, 0.5 * before[path] - 0.1 * gradient[path])
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_parameters_that_are_alike_give_what_stacked_ones_give(name: str) -> None:
+    model, shape = built(name)
+    chain, generator = chain_of(model), torch.Generator().manual_seed(0)
+    one = clients(model, 1, generator)
+    x = drawn(generator, torch.float64, 3, 2, *shape)
+    after, outputs = [], []
+    for alike in (False, True):
+        params = {path: each.repeat(3, *[1] * (each.dim() - 1)) for path, each in one.items()}
+        out, tape = chain.forward(params, x, alike)
+        chain.descend(params, tape, out, 0.1, alike=alike)
+        outputs.append(out)
+        after.append(params)
+    assert_close(outputs[1], outputs[0])
+    for path, each in after[0].items():
+        assert_close(after[1][path], each)
+    assert any(not torch.equal(each[0], each[1]) for each in after[0].values())
+
+
 @pytest.mark.parametrize("name", ["gelu", "cnn"])
 def test_tapes_of_other_shapes_do_not_disturb_each_other(name: str) -> None:
     model, shape = built(name)

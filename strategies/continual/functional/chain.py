@@ -95,11 +95,17 @@ class Chain:
             return layers
         return cls(layers, dict(model.named_parameters()), together)
 
-    def forward(self, params: Params, x: Tensor) -> tuple[Tensor, Tape]:
-        """Return outputs (K, batch, C) for inputs `x` (K, batch, *input_shape), and the tape."""
+    def forward(self, params: Params, x: Tensor, alike: bool = False) -> tuple[Tensor, Tape]:
+        """Return outputs (K, batch, C), and the tape.
+
+        Args:
+            params: (K, *shape).
+            x: Inputs (K, batch, *input_shape).
+            alike: Whether all clients have the same parameters, as they do before their first step.
+        """
         tape: Tape = []
         outputs: list[Tensor] = []
-        for own, out in self._parts(params, x):
+        for own, out in self._parts(params, x, alike):
             kept: list[Kept] = []
             for layer in self.layers:
                 out, own_kept = layer.forward(own, out)
@@ -159,6 +165,7 @@ class Chain:
         slope: Tensor,
         rate: float,
         pull: Callable[[str, range], None] | None = None,
+        alike: bool = False,
     ) -> None:
         """Subtract `rate` times the gradient from each of `trained`, in place.
 
@@ -169,12 +176,14 @@ class Chain:
             rate: The learning rate, the same for all.
             pull: Called with each of `trained` and the clients, right before it is modified. It may
                 modify it too: the backward pass has done with it.
+            alike: Whether all clients have the same parameters.
         """
         first = 0
-        for kept, (own, own_slope) in zip(tape, self._parts(params, slope), strict=True):
+        read, changed = (self._parts(params, slope, each) for each in (alike, False))
+        for kept, (shown, own_slope), (own, _) in zip(tape, read, changed, strict=True):
             clients = range(first, first + len(own_slope))
             first = clients.stop
-            for layer, own_kept, above in self._down(own, kept, own_slope):
+            for layer, own_kept, above in self._down(shown, kept, own_slope):
                 if pull is not None:
                     for name in layer.trained:
                         pull(name, clients)
@@ -217,20 +226,25 @@ class Chain:
             if layer.trained:
                 yield layer, own_kept, here
 
-    def _parts(self, params: Params, stacked: Tensor) -> list[tuple[Params, Tensor]]:
+    def _parts(
+        self, params: Params, stacked: Tensor, alike: bool = False
+    ) -> list[tuple[Params, Tensor]]:
         """Return what runs at once: all clients, or each by itself.
 
         Args:
             params: Theirs, (K, *shape).
             stacked: (K, ...), what is to be taken apart with them.
+            alike: Whether the first client's parameters serve all, where this saves work.
         """
         clients = len(stacked)
         own = params
+        if alike and clients > 1 and not self._convolves:
+            own = {name: each[:1].expand_as(each) for name, each in params.items()}
         if self._frozen:
             shared = {
                 name: each.expand(clients, *each.shape) for name, each in self._frozen.items()
             }
-            own = {**shared, **params}
+            own = {**shared, **own}
         together = self._together
         if together is None:
             together = not self._convolves or stacked.device.type != "cpu"

@@ -74,6 +74,8 @@ class Layer:
 class Linear(Layer):
     """``nn.Linear`` on inputs (K, batch, in).
 
+    A weight that is one for all clients, expanded, makes one product of all their samples.
+
     Attributes:
         weight: Name of the weight (K, out, in).
         bias: Name of the bias (K, out); None for none.
@@ -86,14 +88,17 @@ class Linear(Layer):
 
     def forward(self, params: Params, x: Tensor) -> tuple[Tensor, Kept]:
         """Return (K, batch, out); keeps the input."""
-        weight = params[self.weight].mT
-        if self.bias is None:
-            return torch.bmm(x, weight), (x,)
-        return torch.baddbmm(params[self.bias].unsqueeze(1), x, weight), (x,)
+        weight, bias = params[self.weight], None if self.bias is None else params[self.bias]
+        if _is_one(weight, bias):
+            return F.linear(x, weight[0], None if bias is None else bias[0]), (x,)
+        if bias is None:
+            return torch.bmm(x, weight.mT), (x,)
+        return torch.baddbmm(bias.unsqueeze(1), x, weight.mT), (x,)
 
     def below(self, params: Params, kept: Kept, slope: Tensor) -> Tensor:
         """Return (K, batch, in)."""
-        return torch.bmm(slope, params[self.weight])
+        weight = params[self.weight]
+        return slope @ weight[0] if _is_one(weight) else torch.bmm(slope, weight)
 
     def gradient(self, params: Params, kept: Kept, slope: Tensor) -> Tree:
         """Return the gradient in weight (K, out, in) and bias (K, out)."""
@@ -130,6 +135,11 @@ class Linear(Layer):
             params[self.weight].baddbmm_(slope.mT, kept[0], alpha=-rate)
         if self.bias in self.trained:
             params[self.bias].sub_(slope.sum(1), alpha=rate)
+
+
+def _is_one(*stacked: Tensor | None) -> bool:
+    """Return whether every parameter (K, *shape) is one for several clients."""
+    return all(each is None or each.stride(0) == 0 for each in stacked)
 
 
 class Flatten(Layer):

@@ -92,14 +92,19 @@ class ByChain:
         return loss, self.chain.gradient(params, tape, slope), reference
 
     def slope(
-        self, params: Tree, memory: Any, batch: CohortBatch, class_weights: Tensor | None
+        self,
+        params: Tree,
+        memory: Any,
+        batch: CohortBatch,
+        class_weights: Tensor | None,
+        alike: bool = False,
     ) -> Slope:
-        """Run forward, and return the slope of the loss in the outputs."""
+        """Run forward, and return the slope of the loss in the outputs; see `Chain.forward`."""
         method = self.method
         x = batch.x
         if method.projects:  # by what is replayed, which is no part of the loss
             x = x[:, : batch.width]
-        outputs, tape = self.chain.forward(params, x)
+        outputs, tape = self.chain.forward(params, x, alike)
         if is_mean(method) and (method.blends or not batch.replays or method.projects):
             loss, slope = mean_slope(
                 self.handed, self.criterion, batch.whole(outputs), class_weights

@@ -114,7 +114,7 @@ class Descending:
     Attributes:
         step: What a step is; its network and criterion are not used.
         gradients: Of the loss without quadratic penalties.
-        params: The weights (K, *shape), modified.
+        params: The weights (K, *shape), the same for all clients; modified.
         memory: Stacked, as far as the loss needs it; None for nothing.
         class_weights: (K, C), or None.
         springs: Of each client; empty for none.
@@ -135,6 +135,7 @@ class Descending:
         self._pull = PullInPlace(self.springs, self.params, lr, self.room) if held else None
         self._untouched = [name for name in self.params if name not in self.gradients.chain.trained]
         self._clients = 0
+        self._alike = True
 
     def __call__(self, batch: CohortBatch, losses: Tensor, lengths: Tensor | None) -> None:
         """Take a step; write losses (k,)."""
@@ -144,15 +145,18 @@ class Descending:
             self._now = part(self.params, first)
             self._memory = None if self.memory is None else part(self.memory, first)
             self._weights = None if self.class_weights is None else self.class_weights[:clients]
-        loss, tape, slope = self.gradients.slope(self._now, self._memory, batch, self._weights)
+        alike, self._alike = self._alike, False
+        loss, tape, slope = self.gradients.slope(
+            self._now, self._memory, batch, self._weights, alike
+        )
         lr = self.step.optimizer.lr
         if self._pull is None:
-            chain.descend(self._now, tape, slope, lr)
+            chain.descend(self._now, tape, slope, lr, alike=alike)
             losses.copy_(loss)
             return
         for name in self._untouched:
             self._pull.pull(name, range(clients))
-        chain.descend(self._now, tape, slope, lr, self._pull.pull)
+        chain.descend(self._now, tape, slope, lr, self._pull.pull, alike)
         torch.add(loss, self._pull.energies(clients), out=losses)
 
     def end(self) -> list[dict[str, Any]]:
