@@ -471,8 +471,13 @@ def test_ctrl_c_ends_the_threads_before_their_next_clients():
         wrapping(chunk=1, before=interrupt)(executor)
 
     settings = {"continual": STRATEGIES["naive"](), "scenario": make_scenario(9)}
-    with pytest.raises(KeyboardInterrupt):
-        federate(**settings, cohort_executor=over(THREE, change=change))
+    # A shell's background jobs inherit that Ctrl-C is ignored.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            federate(**settings, cohort_executor=over(THREE, change=change))
+    finally:
+        signal.signal(signal.SIGINT, handler)
     assert len(trained) == 3  # of nine clients, the one that each device was at
     assert set(threading.enumerate()) == before
     with pytest.raises(RuntimeError, match="the pool is closed"):
