@@ -12,7 +12,7 @@ from torch import nn
 
 from fedlearn.client_state import ClientState
 from fedlearn.faults import Faults
-from fedlearn.runtimes.cohort_worker import CohortWorker
+from fedlearn.runtimes.cohort_worker import PARTIAL, CohortWorker, _Sums
 from fedlearn.runtimes.vectorized import ThisProcess, Vectorized, _portions
 from fedlearn.runtimes.workers import Workers
 from fedlearn.seeding import borrowed_global_rng
@@ -279,3 +279,13 @@ def test_tiny_models_are_chains():
     federate(continual=STRATEGIES["naive"](), cohort_executor=executor, build_model=tiny_model)
     assert seen[0].trainer.formulation == "chain"
     assert not seen[0].trainer.keeps_state
+
+
+def test_sums_of_many_clients_are_as_exact_as_in_float64():
+    draws, sums = torch.Generator().manual_seed(0), _Sums()
+    models = torch.randn(40, 50, generator=draws)
+    for model in models:
+        sums.add({"w": model.clone()}, PARTIAL // 3)  # several times more than are added at once
+    total = sums.totals()["w"]
+    assert total.dtype == torch.float32
+    torch.testing.assert_close(total.double(), models.double().sum(0), rtol=1e-6, atol=1e-6)

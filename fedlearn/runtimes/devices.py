@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fedlearn.client import Client
 from fedlearn.runtimes.cohort_worker import CohortWorker, Done, Job, Received
-from fedlearn.runtimes.vectorized import ThisProcess, Vectorized, attempt
+from fedlearn.runtimes.vectorized import ThisProcess, Unpacked, Vectorized, attempt
 from fedlearn.runtimes.worker import Raised
 from fedlearn.turns import Integers
 
@@ -65,7 +65,7 @@ def place(loads: Integers, count: int) -> Integers:
     return placement
 
 
-class Devices:
+class Devices(Unpacked):
     """A pool in this process: a thread for each of several devices; nothing is packed.
 
     A job holds clients of one device; it is done there, after those given before it.
@@ -133,17 +133,6 @@ class Devices:
         except BaseException:  # Ctrl-C: nobody is going to read what is still being done
             self.close()
             raise
-
-    def pack(self, obj: Any) -> Any:
-        """Return the object."""
-        return obj
-
-    def open(self, parcel: Any) -> Any:
-        """Return the object."""
-        return parcel
-
-    def drop(self, parcel: Any) -> None:
-        """Do nothing: who held the object lets go of it."""
 
     def close(self) -> None:
         """End the threads, as soon as each has done the clients that it is training together."""

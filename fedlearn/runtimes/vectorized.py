@@ -54,17 +54,8 @@ class Pool(Protocol):
         ...
 
 
-class ThisProcess:
-    """A pool without workers: jobs run here, one after another, and nothing is packed."""
-
-    def __init__(self, handle: CohortWorker) -> None:
-        self._handle = handle
-
-    def map(
-        self, jobs: Sequence[Job], shared: Any, costs: Sequence[float] | None
-    ) -> list[Done | Raised]:
-        """Return what each job came to."""
-        return [attempt(self._handle, job, shared, self) for job in jobs]
+class Unpacked:
+    """What keeps objects as they are, because all that use them are in this process."""
 
     def pack(self, obj: Any) -> Any:
         """Return the object."""
@@ -76,6 +67,19 @@ class ThisProcess:
 
     def drop(self, parcel: Any) -> None:
         """Do nothing: who held the object lets go of it."""
+
+
+class ThisProcess(Unpacked):
+    """A pool without workers: jobs run here, one after another, and nothing is packed."""
+
+    def __init__(self, handle: CohortWorker) -> None:
+        self._handle = handle
+
+    def map(
+        self, jobs: Sequence[Job], shared: Any, costs: Sequence[float] | None
+    ) -> list[Done | Raised]:
+        """Return what each job came to."""
+        return [attempt(self._handle, job, shared, self) for job in jobs]
 
     def close(self) -> None:
         """Do nothing."""
