@@ -96,7 +96,7 @@ W4 = Workload(
     samples=W2.samples,
     batch_size=W2.batch_size,
     lr=W2.lr,
-    rounds=50,
+    rounds=100,  # twenty an experience: about two turns in each for every client
     experiences=5,
     repeats=1,
 )

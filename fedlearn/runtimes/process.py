@@ -21,6 +21,7 @@ from fedlearn import records
 from fedlearn.runtimes.serial import Serial, make_context, reason_of
 from fedlearn.runtimes.task import task_identity
 from fedlearn.runtimes.workers import Crashed, Keeper, Parcel, Raised, Start, Workers
+from fedlearn.spans import span
 
 _log = logging.getLogger(__name__)
 
@@ -71,7 +72,8 @@ class TurnTaker:
         message.content = RecordDict(
             {key: own[key] if at is None else shared[at] for key, at in job.layout}
         )
-        state = RecordDict() if job.state is None else keeper.open(job.state)
+        with span("open"):
+            state = RecordDict() if job.state is None else keeper.open(job.state)
         context = make_context(message.metadata.dst_node_id, state)
         raised = None
         with task_identity():
@@ -80,7 +82,8 @@ class TurnTaker:
             except Exception as error:  # a client's fault costs its own turn, never the run
                 raised = traceback.format_exc()
                 reply = records.error_reply(message, reason_of(error))
-        new = keeper.pack(context.state) if context.state or job.state else None
+        with span("pack"):
+            new = keeper.pack(context.state) if context.state or job.state else None
         if new is not None and job.state is not None and new.blob == job.state.blob:
             new = None
         return Done(reply, new, raised)

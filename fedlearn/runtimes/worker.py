@@ -17,7 +17,7 @@ import torch
 from fedlearn.runtimes.arenas import Arena, Extent, Ref, Shelf
 from fedlearn.runtimes.keeper import Keeper
 from fedlearn.runtimes.shared import Parcel, dumps, loads
-from fedlearn.spans import Span, drain
+from fedlearn.spans import Span, drain, span
 
 Handle = Callable[[Any, Any, Keeper], Any]
 """Does a job in a worker, given the job, what all jobs share, and the worker's keeper."""
@@ -168,7 +168,8 @@ class Worker:
         current, shared = 0, None
         while True:
             try:
-                message, _ = channel.receive()
+                with span("wait"):
+                    message, _ = channel.receive()
             except (EOFError, OSError):
                 return
             order = Order(*message)
@@ -190,8 +191,12 @@ class Worker:
                     keeper.begin_round()
                     shared = loads(main.bytes_at(*order.shared), main.view)
                     current = order.round
-                job = loads(order.blob, main.view)
-                blob = dumps(self._handle(job, shared, keeper), place_result, sent.append)
+                with span("read"):
+                    job = loads(order.blob, main.view)
+                result = self._handle(job, shared, keeper)
+                with span("answer"):
+                    blob = dumps(result, place_result, sent.append)
+                del result  # its tensors may be large, and the next job may take long to come
             except BaseException as error:
                 sent.clear()
                 for extent in placed:

@@ -31,7 +31,7 @@ class Stateless(Outputs):
         Args:
             model: One that can be stacked; see `unstackable`.
             training: What local training is made of.
-            evaluating: Whether it runs in evaluation mode, as a `Survey` needs it.
+            evaluating: Whether it runs in evaluation mode, as importances need it.
         """
         super().__init__(model, training)
         self._model = copy.deepcopy(model).train(not evaluating)

@@ -1,7 +1,6 @@
 """Consolidation: what an experience leaves behind, measured on its data, once an experience."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,47 +10,8 @@ from fedlearn.losses import Loss
 from fedlearn.types import LocalTraining
 from strategies.continual.functional.method import Learnt, Method
 from strategies.continual.functional.network import Live, Network
-from strategies.continual.functional.step import Differentiate, by_leaves
+from strategies.continual.functional.step import by_leaves
 from strategies.continual.functional.trees import Batch, Tree, batch_of
-
-
-@dataclass(frozen=True)
-class Survey:
-    """A pure function: importances so far, and a batch, to importances with the batch's added.
-
-    The mean over an experience's batches is what `Method.consolidate` gets.
-
-    Attributes:
-        method: Says what matters.
-        network: The model in evaluation mode.
-        criterion: Loss of the experience.
-        differentiate: As for `strategies.continual.functional.step.Step`.
-    """
-
-    method: Method[Any]
-    network: Network
-    criterion: Loss
-    differentiate: Differentiate
-
-    def __call__(self, total: Tree, params: Tree, batch: Batch) -> Tree:
-        """Add a batch.
-
-        Args:
-            total: The sum over batches so far; all zeros at first.
-            params: The trainable weights where the experience is consolidated.
-            batch: Samples of the experience.
-        """
-        _, gradient = self.differentiate(
-            lambda weights: self.method.sensitivity(self.network, weights, batch, self.criterion),
-            params,
-        )
-        with torch.no_grad():
-            return {
-                name: summed + self.method.importance(gradient[name])
-                if name in gradient
-                else summed
-                for name, summed in total.items()
-            }
 
 
 def batches_of(samples: Sequence[Tensor], batch_size: int) -> list[Batch]:
@@ -82,12 +42,8 @@ def learnt(
     """
     importance: Tree = {}
     if method.measures:
-        survey = Survey(method, live, criterion, by_leaves)
-        importance = {name: torch.zeros_like(weights[name]) for name in live.trainable}
         with live.at(weights):
-            for batch in batches:
-                importance = survey(importance, live.leaves, batch)
-        importance = {name: total / len(batches) for name, total in importance.items()}
+            importance = _importance(live, method, criterion, batches)
     return Learnt(weights, importance, classes)
 
 
@@ -104,3 +60,20 @@ def classes_of(labels: Tensor, task_label: int, training: LocalTraining) -> Tens
     if not labels.is_floating_point():  # a regression has none
         table[0 if training.heads is None else task_label, labels] = True
     return table
+
+
+def _importance(
+    live: Live, method: Method[Any], criterion: Loss, batches: Sequence[Batch]
+) -> Tree:
+    """Return how much each element of the leaves matters, the mean over the batches."""
+    totals = {name: torch.zeros_like(leaf) for name, leaf in live.leaves.items()}
+    for batch in batches:
+
+        def sensitivity(params: Tree, batch: Batch = batch) -> Tensor:
+            return method.sensitivity(live, params, batch, criterion)
+
+        _, gradient = by_leaves(sensitivity, live.leaves)
+        with torch.no_grad():
+            for name, each in gradient.items():
+                method.add_importance(totals[name], each)
+    return {name: total.div_(len(batches)) for name, total in totals.items()}
