@@ -8,96 +8,53 @@ from pathlib import Path
 
 import pytest
 import torch
-from federation import CLASSES, PlainSgd, federate, make_scenario, norm_model, tiny_model
+from executors import LARGE, SETTINGS, Remembering, outcome
+from federation import CLASSES, PlainSgd, make_scenario, tiny_model
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedlearn import records
 from fedlearn.client import Client
-from fedlearn.client_state import ClientState
 from fedlearn.config.composition import compose
 from fedlearn.config.experiment import build, prepare
 from fedlearn.evaluation import Evaluator
 from fedlearn.local_work import LocalWork
 from fedlearn.run import make_parts
 from fedlearn.runtimes.inprocess import InProcess, InProcessGrid, num_cores
-from fedlearn.runtimes.process import Process
+from fedlearn.runtimes.process import Process, TurnTaker
 from fedlearn.runtimes.serial import Serial
 from fedlearn.runtimes.task import task_identity
+from fedlearn.runtimes.workers import Workers
 from fedlearn.schedule import Schedule
 from fedlearn.server import make_server_app
-from fedlearn.types import State
-
-LARGE = 5000
 
 
-class Remembering(PlainSgd):
-    """Keeps tensors for good and for a while, and leans on what it kept."""
-
-    def train_turn(self, model, experience, stream, turn, state):
-        first = state.tensors.get("first", torch.full((LARGE,), float(turn.client_id)))
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(1e-3 * state.tensors.get("last", first).mean().sin())
-        report = super().train_turn(model, experience, stream, turn, state)
-        last = torch.full((LARGE,), report.loss)
-        report.state = State(
-            {"first": first, "last": last, **report.state.tensors}, report.state.values
-        )
-        return report
-
-
-SETTINGS = {
-    "plain": {},
-    "stateful": {"continual": Remembering(), "fraction_train": 0.5, "rounds_per_experience": 4},
-    "buffers": {"build_model": norm_model, "continual": Remembering()},
-    "idle": {"scenario": make_scenario(empty=((1, 0), (2, 1)))},
-}
-
-
-def outcome(executor=Serial, **settings):
-    """The digest, the clients' states and the events, without times, of a federation."""
-    server, events, grid = federate(executor=executor, **settings)
-    states = {}
-    for node_id in grid.get_node_ids():
-        context = grid.context(node_id)
-        assert context.node_config == {"partition-id": node_id - 1}
-        (state, last), staged = ClientState(context.state).committed(), context.state
-        states[node_id] = (
-            {name: tensor.tolist() for name, tensor in state.tensors.items()},
-            state.values,
-            last,
-            [(key, dict(each)) for key, each in staged.config_records.items()],
-            {
-                key: {name: tensor.tolist() for name, tensor in records.to_tensors(each).items()}
-                for key, each in staged.array_records.items()
-            },
-        )
-    told = [{key: value for key, value in event.items() if key != "time"} for event in events]
-    return server.digest, states, told
+def in_processes(app, num_clients, count=2, cost=None, **given):
+    """The executor, with workers of its own."""
+    return Process(app, num_clients, Workers(TurnTaker(app), count, **given), cost)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("name", SETTINGS)
 def test_the_result_is_that_of_the_serial_executor(name, count):
     settings = SETTINGS[name]
-    assert outcome(partial(Process, workers=count), **settings) == outcome(**settings)
+    assert outcome(partial(in_processes, count=count), **settings) == outcome(**settings)
 
 
 def test_so_it_is_with_states_in_files(tmp_path):
     settings = SETTINGS["stateful"]
-    in_files = partial(Process, workers=2, state_dir=tmp_path)
+    in_files = partial(in_processes, parcel_dir=tmp_path)
     assert outcome(in_files, **settings) == outcome(**settings)
 
 
 def test_so_it_is_in_spawned_workers():
     settings = SETTINGS["stateful"]
-    assert outcome(partial(Process, workers=2, start="spawn"), **settings) == outcome(**settings)
+    assert outcome(partial(in_processes, start="spawn"), **settings) == outcome(**settings)
 
 
 def test_so_it_is_when_the_longest_turns_come_first():
     settings = SETTINGS["stateful"]
-    by_cost = partial(Process, workers=2, cost=lambda client_id: client_id)
+    by_cost = partial(in_processes, cost=lambda client_id: client_id)
     assert outcome(by_cost, **settings) == outcome(**settings)
 
 
@@ -113,7 +70,7 @@ def test_so_it_is_when_workers_are_killed_on_the_way(tmp_path):
     pools = []
 
     def make(app, num_clients):
-        pools.append(Process(app, num_clients, 2))
+        pools.append(in_processes(app, num_clients))
         return pools[0]
 
     killed = outcome(make, **settings, faults={1: die_once, 3: die_once})
@@ -206,7 +163,7 @@ def counting_app():
 
 @pytest.fixture
 def grid():
-    executor = Process(counting_app(), 5, 2)
+    executor = in_processes(counting_app(), 5)
     with task_identity():
         yield InProcessGrid(executor)
     executor.close()

@@ -18,6 +18,7 @@ from fedlearn.config.composition import Composed, compose
 from fedlearn.config.errors import ConfigError
 from fedlearn.config.experiment import build, load_dataset, prepare
 from fedlearn.runtimes.cohort_worker import trainer_of
+from fedlearn.runtimes.inprocess import InProcess
 from fedlearn.tracking.wandb import WandbTracker
 
 HELP = """\
@@ -193,6 +194,8 @@ def _run(findings: Findings, composed: Composed) -> None:
         return
     devices = ", ".join(map(str, experiment.runtime.devices))
     findings.note("this run", "devices", devices)
+    if not isinstance(experiment.runtime, InProcess):
+        return
     model = experiment.build_model()
     try:
         trainer = trainer_of(experiment.continual, model, experiment.runtime.formulation)

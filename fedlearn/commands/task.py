@@ -40,6 +40,9 @@ class LoneTask:
         """Run the job in the directory that Hydra made for it."""
         try:
             _run(self._job, self._experiment, Path(HydraConfig.get().runtime.output_dir))
+        except ConfigError as error:  # of what shows only once the run begins
+            sys.stderr.write(f"{error}\n")
+            self.status = 2
         except RunFailedError as error:
             sys.stderr.write(f"{error}\n")
             self.status = 1

@@ -25,7 +25,6 @@ COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueEr
 
 PLANNED = {
     "runtime": {
-        "ray": "Flower's Ray simulation is not available yet",
         "deployment": "deployment over SuperLink and SuperNodes is not available yet",
     },
 }

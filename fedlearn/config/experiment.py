@@ -41,7 +41,7 @@ from fedlearn.types import ContinualStrategy, Kind, LocalTraining, Scenario
 if TYPE_CHECKING:
     from flwr.serverapp.strategy import Strategy
 
-    from fedlearn.runtimes.inprocess import InProcess
+    from fedlearn.runtimes.runtime import Runtime
     from fedlearn.tracking.tracker import Tracker
 
 SCENARIO_BUILDER = "scenarios.build.build_scenario"
@@ -97,7 +97,7 @@ class Plan:
     clock: Any
     skew: Any
     cohort: CohortSampler
-    runtime: "InProcess"
+    runtime: "Runtime"
     tracker: "Tracker"
 
     @property
@@ -144,7 +144,7 @@ class Experiment:
     continual: ContinualStrategy
     aggregation: "Strategy"
     bound: Bound | None
-    runtime: "InProcess"
+    runtime: "Runtime"
     tracker: "Tracker"
 
 

@@ -20,7 +20,7 @@ from fedlearn.client import Client, make_client_app
 from fedlearn.runtimes.cohort_worker import CohortWorker, trainer_of
 from fedlearn.runtimes.device_names import resolve
 from fedlearn.runtimes.devices import on_devices
-from fedlearn.runtimes.process import Process
+from fedlearn.runtimes.process import Process, TurnTaker
 from fedlearn.runtimes.serial import RUN_ID, Executor, Serial
 from fedlearn.runtimes.task import SERVER_NODE, task_identity
 from fedlearn.runtimes.vectorized import Vectorized
@@ -112,6 +112,21 @@ def _torch_threads(number: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def serve(server_app: ServerApp, grid: InProcessGrid, threads: int) -> None:
+    """Run `server_app` to its end, here, on a grid that is open.
+
+    Args:
+        server_app: The server.
+        grid: Its clients.
+        threads: That torch may use.
+    """
+    context = Context(
+        run_id=RUN_ID, node_id=SERVER_NODE, node_config={}, state=RecordDict(), run_config={}
+    )
+    with task_identity(), _torch_threads(threads):
+        server_app(grid, context)
 
 
 class InProcess:
@@ -231,11 +246,7 @@ class InProcess:
 
     def run(self, server_app: ServerApp, grid: InProcessGrid) -> None:
         """Run `server_app` to its end on a grid that is open."""
-        context = Context(
-            run_id=RUN_ID, node_id=SERVER_NODE, node_config={}, state=RecordDict(), run_config={}
-        )
-        with task_identity(), _torch_threads(self._threads):
-            server_app(grid, context)
+        serve(server_app, grid, self._threads)
 
     def _make_executor(self, client: Client) -> Executor:
         app, num_clients = make_client_app(client), client.scenario.num_clients
@@ -251,8 +262,8 @@ class InProcess:
         folder = None if self._state_dir is None else Path(self._state_dir)
         if self._executor == "process":
             samples = client.scenario.shares.sizes().sum(1).double().numpy()
-            cost = samples.item
-            return Process(app, num_clients, workers, start, self._threads, folder, cost)
+            pool = Workers(TurnTaker(app), workers, start, self._threads, folder)
+            return Process(app, num_clients, pool, samples.item)
         handle = CohortWorker(client, self.formulation)
         pool = Workers(handle, workers, start, self._threads, folder)
         return Vectorized(client, pool, workers, self.formulation)

@@ -1,8 +1,7 @@
-"""The process executor: clients in worker processes, with bit by bit the results of the serial one.
+"""The process executor: clients in a pool of workers, with bit by bit the serial one's results.
 
-What clients have in common (the global arrays) is written once a round into memory that the
-workers map. A client's state stays with the workers too: the main process holds no more of it than
-where it is.
+What clients have in common (the global arrays) is written once a round where all workers read it. A
+client's state stays with the workers too: the main process holds no more of it than where it is.
 """
 
 import copy
@@ -11,16 +10,17 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedlearn import records
 from fedlearn.runtimes.serial import Serial, make_context, reason_of
+from fedlearn.runtimes.shared import Keeping, Parcel
 from fedlearn.runtimes.task import task_identity
-from fedlearn.runtimes.workers import Crashed, Keeper, Parcel, Raised, Start, Workers
+from fedlearn.runtimes.worker import Raised
+from fedlearn.runtimes.workers import Crashed
 from fedlearn.spans import span
 
 _log = logging.getLogger(__name__)
@@ -65,7 +65,7 @@ class TurnTaker:
     def __init__(self, client_app: ClientApp) -> None:
         self._app = client_app
 
-    def __call__(self, job: Job, shared: Sequence[ArrayRecord], keeper: Keeper) -> Done:
+    def __call__(self, job: Job, shared: Sequence[ArrayRecord], keeper: Keeping) -> Done:
         """Take one client's turn."""
         message = job.message
         own = message.content
@@ -89,8 +89,36 @@ class TurnTaker:
         return Done(reply, new, raised)
 
 
+class Pool(Protocol):
+    """Workers, whatever they are: does jobs, and keeps what they pack.
+
+    Attributes:
+        count: Of workers.
+    """
+
+    count: int
+
+    def map(
+        self, jobs: Sequence[Any], shared: Any = None, costs: Sequence[float] | None = None
+    ) -> list[Any]:
+        """Return the jobs' results; see `fedlearn.runtimes.workers.Workers`."""
+        ...
+
+    def drop(self, parcel: Parcel) -> None:
+        """Free what only this parcel holds."""
+        ...
+
+    def open(self, parcel: Parcel) -> Any:
+        """Return what is in a parcel, here."""
+        ...
+
+    def close(self) -> None:
+        """End the workers."""
+        ...
+
+
 class Process:
-    """Executes clients in worker processes.
+    """Executes clients in a pool of workers.
 
     Attributes:
         num_clients: Of the federation.
@@ -102,29 +130,25 @@ class Process:
         self,
         client_app: ClientApp,
         num_clients: int,
-        workers: int,
-        start: Start = "fork",
-        threads: int = 1,
-        state_dir: Path | None = None,
+        workers: Pool,
         cost: Callable[[int], float] | None = None,
+        name: str = "process",
     ) -> None:
-        """Start the workers; see `fedlearn.runtimes.workers.Workers`.
+        """Make the executor.
 
         Args:
             client_app: What the clients run.
             num_clients: Of the federation.
-            workers: How many processes.
-            start: How they are made.
-            threads: That torch may use in each of them.
-            state_dir: Where clients' states lie in files; None for in memory.
+            workers: The pool, whose handle is a `TurnTaker` of the app; closed with the executor.
             cost: How long a client's turn takes, in any unit, by client id; None for all alike.
+            name: Its own, in the configuration.
         """
         self.num_clients = num_clients
-        self.workers = Workers(TurnTaker(client_app), workers, start, threads, state_dir)
+        self.workers = workers
         self._app = client_app
         self._cost = cost
         self._states: dict[int, Parcel] = {}  # by node
-        self.description: dict[str, Any] = {"executor": "process", "workers": workers}
+        self.description: dict[str, Any] = {"executor": name, "workers": workers.count}
 
     def execute(self, messages: Sequence[Message]) -> list[Message]:
         """Return the replies to the messages, in their order."""

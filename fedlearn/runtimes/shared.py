@@ -6,11 +6,13 @@
 
 import io
 import pickle
+from collections import ChainMap
 from collections.abc import Callable
 from copyreg import dispatch_table
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
+import cloudpickle  # type: ignore[import-untyped]
 import torch
 from torch import Tensor
 
@@ -42,6 +44,18 @@ class Parcel:
     extents: tuple[Extent, ...]
 
 
+class Keeping(Protocol):
+    """Keeps for later rounds, in a worker."""
+
+    def pack(self, obj: Any) -> Parcel:
+        """Return `obj`, anything that pickles, as a parcel."""
+        ...
+
+    def open(self, parcel: Parcel) -> Any:
+        """Return what is in a parcel; its tensors may be read until the job is done."""
+        ...
+
+
 def dumps(obj: Any, place: Place, packed: Callable[[Parcel], Any] | None = None) -> bytes:
     """Pickle `obj`, its tensors placed once each.
 
@@ -53,6 +67,15 @@ def dumps(obj: Any, place: Place, packed: Callable[[Parcel], Any] | None = None)
     file = io.BytesIO()
     pickler = pickle.Pickler(file, 5)
     pickler.dispatch_table = reducers(place, packed)
+    pickler.dump(obj)
+    return file.getvalue()
+
+
+def dumps_any(obj: Any, place: Place) -> bytes:
+    """Pickle `obj` as `dumps` does, functions and classes that cannot be imported included."""
+    file = io.BytesIO()
+    pickler = cloudpickle.Pickler(file, 5)
+    pickler.dispatch_table = ChainMap(reducers(place), pickler.dispatch_table)
     pickler.dump(obj)
     return file.getvalue()
 

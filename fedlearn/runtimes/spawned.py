@@ -4,34 +4,22 @@ It inherits descriptors of the pool's memory, and gets a copy of what handles jo
 tensors in it changes nobody else's, as after a fork.
 """
 
-import io
 import json
 import mmap
 import os
 import socket
 import sys
-from collections import ChainMap
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
-import cloudpickle  # type: ignore[import-untyped]
 import torch
 
 from fedlearn.runtimes.arenas import Arena, Shelf
-from fedlearn.runtimes.keeper import Keeper
-from fedlearn.runtimes.shared import loads, reducers
+from fedlearn.runtimes.shared import Keeping, dumps_any, loads
 from fedlearn.runtimes.worker import Handle, Worker
 from fedlearn.runtimes.zygote import Zygote, serve
 from fedlearn.spans import is_recording, recording
-
-
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-    """Pickles functions and classes that cannot be imported too, and places tensors."""
-
-    def __init__(self, file: io.BytesIO, table: dict[type, Any]) -> None:
-        self.dispatch_table = ChainMap(table, cloudpickle.Pickler.dispatch_table)
-        super().__init__(file, protocol=5)
 
 
 def spawn_zygote(
@@ -39,9 +27,7 @@ def spawn_zygote(
 ) -> Zygote:
     """Return a zygote of workers that have a copy of `handle`."""
     estate = Arena(len(arenas) + len(shelves), arenas[0].size)
-    file = io.BytesIO()
-    _Pickler(file, reducers(estate.put)).dump(handle)
-    blob = file.getvalue()
+    blob = dumps_any(handle, estate.put)
     where = estate.put_bytes(blob).offset, len(blob)
     plan = {
         "arenas": [[space.number, space.size, space.fd] for space in arenas],
@@ -64,7 +50,7 @@ class _Late:
         self._where = where
         self._handle: Handle | None = None
 
-    def __call__(self, job: Any, shared: Any, keeper: Keeper) -> Any:
+    def __call__(self, job: Any, shared: Any, keeper: Keeping) -> Any:
         if self._handle is None:
             self._handle = self.load()
         return self._handle(job, shared, keeper)

@@ -16,10 +16,10 @@ import torch
 
 from fedlearn.runtimes.arenas import Arena, Extent, Ref, Shelf
 from fedlearn.runtimes.keeper import Keeper
-from fedlearn.runtimes.shared import Parcel, dumps, loads
+from fedlearn.runtimes.shared import Keeping, Parcel, dumps, loads
 from fedlearn.spans import Span, drain, span
 
-Handle = Callable[[Any, Any, Keeper], Any]
+Handle = Callable[[Any, Any, Keeping], Any]
 """Does a job in a worker, given the job, what all jobs share, and the worker's keeper."""
 
 LARGEST_MESSAGE = 1 << 15

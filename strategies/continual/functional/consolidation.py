@@ -9,7 +9,7 @@ from torch import Tensor
 from fedlearn.losses import Loss
 from fedlearn.types import LocalTraining
 from strategies.continual.functional.method import Learnt, Method
-from strategies.continual.functional.network import Live, Network
+from strategies.continual.functional.network import Live
 from strategies.continual.functional.step import by_leaves
 from strategies.continual.functional.trees import Batch, Tree, batch_of
 
@@ -62,9 +62,7 @@ def classes_of(labels: Tensor, task_label: int, training: LocalTraining) -> Tens
     return table
 
 
-def _importance(
-    live: Live, method: Method[Any], criterion: Loss, batches: Sequence[Batch]
-) -> Tree:
+def _importance(live: Live, method: Method[Any], criterion: Loss, batches: Sequence[Batch]) -> Tree:
     """Return how much each element of the leaves matters, the mean over the batches."""
     totals = {name: torch.zeros_like(leaf) for name, leaf in live.leaves.items()}
     for batch in batches:
