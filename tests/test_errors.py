@@ -18,7 +18,7 @@ CONFIGURATION = [
     ("aggregation=_flower", "aggregation=_flower: is not a choice; choices: "),
     ("dataset=cifar11", "dataset=cifar11: unknown"),
     ("experiment=digit_bands", "did you mean digits_bands?"),
-    ("runtime=ray", "runtime=ray: Flower's Ray simulation is not available yet"),
+    ("runtime=ray runtime.address=head", "=head: must be local, auto or HOST:PORT"),
     ("runtime=deployment", "runtime=deployment: "),
     # unknown keys
     ("local.epoch=3", "local.epoch=3: unknown key; did you mean local.epochs?"),

@@ -89,9 +89,9 @@ def test_a_client_that_raises_or_kills_its_worker_costs_its_own_turn(caplog):
     serial = outcome(**settings, faults={1: fail})
     assert "ValueError: no luck" in caplog.text
     caplog.clear()
-    assert outcome(partial(Process, workers=2), **settings, faults={1: fail}) == serial
+    assert outcome(in_processes, **settings, faults={1: fail}) == serial
     assert "ValueError: no luck" in caplog.text
-    digest, states, events = outcome(partial(Process, workers=2), **settings, faults={1: die})
+    digest, states, events = outcome(in_processes, **settings, faults={1: die})
     assert digest == serial[0]
     assert states[2][0] == {}  # its state stays as it was
     failed = [event["failed"] for event in events if event["event"] == "round"]
@@ -245,7 +245,7 @@ def test_there_are_as_many_workers_as_cores_and_clients_have_use_for(workers, th
 
 
 def test_no_file_has_a_name_where_states_are_kept(tmp_path: Path):
-    executor = Process(counting_app(), 2, 1, state_dir=tmp_path / "states")
+    executor = in_processes(counting_app(), 2, 1, parcel_dir=tmp_path / "states")
     with task_identity():
         ask(InProcessGrid(executor), "train", [1, 2])
     assert not list((tmp_path / "states").iterdir())
