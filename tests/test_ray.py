@@ -1,6 +1,7 @@
 """Clients in Ray actors end with the weights of the serial executor, bit for bit, whatever dies."""
 
 import gc
+import json
 import os
 import signal
 import socket
@@ -260,6 +261,59 @@ def test_the_command_line_has_it_and_ctrl_c_leaves_nothing_behind(tmp_path):
     while time.monotonic() < deadline and any(map(is_alive, started)):
         time.sleep(0.1)
     assert [pid for pid in started if is_alive(pid)] == []
+
+
+TWO_MACHINES = """
+import json
+import torch
+from ray.cluster_utils import Cluster
+from fedlearn.runtimes.ray_pool import RayPool
+from fedlearn.runtimes.ray_simulation import connected
+
+def handle(job, shared, keeper):
+    what, value = job
+    if what == "keep":
+        return keeper.pack({"w": torch.full((value, ), 1.0)})
+    if what == "read":
+        return float(keeper.open(value)["w"].mean())
+    return value
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+other = cluster.add_node(num_cpus=1)
+cluster.wait_for_nodes()
+with connected(cluster.address):
+    pool = RayPool(lambda: handle, {"num_cpus": 1.0, "num_gpus": 0.0}, 9)
+    small, large = (pool.map([("keep", size)] * 8) for size in (1000, 100_000))
+    cluster.remove_node(other)
+    read = pool.map([("read", each) for each in (*small, *large)])
+    print("actors", pool.count, "crashes", pool.crashes)
+    print("small", {str(each) for each in read[:8]})
+    print("large", json.dumps(list({str(getattr(each, "reason", each)) for each in read[8:]})))
+    print("echo", pool.map([("echo", i) for i in range(5)]))
+    pool.close()
+cluster.shutdown()
+"""
+
+
+def test_a_machine_that_goes_takes_no_job_with_it(tmp_path):
+    script = tmp_path / "machines.py"
+    script.write_text(TWO_MACHINES)
+    paths = os.pathsep.join(filter(None, sys.path))
+    run = subprocess.run(
+        [sys.executable, str(script)],
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    told = dict(line.partition(" ")[::2] for line in run.stdout.splitlines())
+    assert told["actors"] == "2 crashes 1", run.stderr
+    assert told["small"] == "{'1.0'}"
+    lost = "the machine that held the client's state is gone"
+    assert sorted(json.loads(told["large"])) == ["1.0", lost]
+    assert told["echo"] == "[0, 1, 2, 3, 4]"
+    assert "Unhandled error" not in run.stderr
 
 
 def descendants(pid):

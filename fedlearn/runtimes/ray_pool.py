@@ -111,7 +111,7 @@ class RayPool:
                     results[job] = Crashed(_told(error))
                 self._replace(ended)
             except exceptions.RayError as error:  # before the handle, or on the way back
-                results[job] = Raised.by(error)
+                results[job] = _raised(error)
                 self._pool.add_actor_back_to_pool(ended)
             else:
                 self._pool.add_actor_back_to_pool(ended)
@@ -174,6 +174,14 @@ class RayPool:
             except ValueError:
                 time.sleep(1)
         return 0
+
+
+def _raised(error: exceptions.RayError) -> Raised:
+    """Return what stands for the result of a job that Ray could not do."""
+    if isinstance(error, exceptions.ObjectLostError):
+        return Raised("the machine that held the client's state is gone", str(error))
+    cause = error.cause if isinstance(error, exceptions.RayTaskError) else None
+    return Raised.by(cause or error)
 
 
 def _told(error: Exception) -> str:

@@ -164,10 +164,12 @@ def connected(address: str) -> Iterator[None]:
     Raises:
         ConfigError: There is no such cluster.
     """
-    # Read when Ray is imported or started: nothing is reported, and a client without a GPU sees
-    # none, as Ray will do by itself from its next major version on.
+    # Read when Ray is imported or started. Nothing is sent to its makers; a client without a GPU
+    # sees none, as Ray will do by itself from its next major version on; and what a job raised is
+    # told once, by its answer, and not for each of the three objects that Ray makes of it.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     import ray
 
     settings: dict[str, Any] = {"address": address, "logging_level": logging.ERROR}
