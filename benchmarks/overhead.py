@@ -1,4 +1,4 @@
-"""What a client turn costs when the client does nothing: our runtime against Flower's Ray one.
+"""What a client turn costs when the client does nothing: our runtimes against Flower's Ray one.
 
 Both move a model of 1 M parameters to a client and back, into a PyTorch model and out of it, and
 average the replies. Run both in one go, because machines differ:
@@ -13,7 +13,9 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("RAY_DEDUP_LOGS", "0")
@@ -30,12 +32,13 @@ def model() -> nn.Module:
     return nn.Linear(SIZE, SIZE)
 
 
-def ours(num_clients: int, num_rounds: int) -> dict[str, float]:
-    """Return milliseconds a no-op turn in our in-process runtime, and with aggregation."""
+def ours(num_clients: int, num_rounds: int, *, on_ray: bool) -> dict[str, float]:
+    """Return milliseconds a no-op turn in a runtime of ours, and with aggregation."""
     from fedlearn.client import Client
     from fedlearn.evaluation import Evaluator
     from fedlearn.local_work import LocalWork
     from fedlearn.runtimes.inprocess import InProcess
+    from fedlearn.runtimes.ray_simulation import RaySimulation
     from fedlearn.schedule import Schedule
     from fedlearn.server import RoundPlan, Server, make_server_app
     from fedlearn.types import (
@@ -76,7 +79,14 @@ def ours(num_clients: int, num_rounds: int) -> dict[str, float]:
     )
     schedule = Schedule.in_step(num_clients, 1, num_rounds)
     evaluator = Evaluator(SIZE, None)
-    events: list[dict[str, object]] = []
+    times: list[dict[str, float]] = []
+    ended_at: list[float] = []
+
+    def note(event: Mapping[str, Any]) -> None:
+        if event["event"] == "round":
+            times.append(event["time"])
+            ended_at.append(time.perf_counter())
+
     server = Server(
         scenario,
         schedule,
@@ -85,16 +95,16 @@ def ours(num_clients: int, num_rounds: int) -> dict[str, float]:
         model,
         evaluator,
         RoundPlan(0, 1.0, 0.0, num_rounds, 1),
-        lambda event: events.append(dict(event)),
+        note,
     )
     client = Client(scenario, schedule, NoOp(), model, evaluator, LocalWork(0, 1, 1))
-    runtime = InProcess()
+    runtime = RaySimulation() if on_ray else InProcess()
+    begun = time.perf_counter()
     with runtime.open(client) as grid:
         runtime.run(make_server_app(server), grid)
-    times = [event["time"] for event in events if event["event"] == "round"]
-    first, times = times[0], times[1:]
+    times = times[1:]
     return {
-        "first_round_s": first["round_s"],
+        "first_round_s": ended_at[0] - begun,
         "turn_ms": 1e3 * statistics.median(t["train_s"] for t in times) / num_clients,
         "turn_and_aggregation_ms": 1e3
         * statistics.median(t["round_s"] - t["evaluate_s"] for t in times)
@@ -163,6 +173,13 @@ def flowers(num_clients: int, num_rounds: int) -> dict[str, float]:
     }
 
 
+SIDES = {
+    "fedlearn": partial(ours, on_ray=False),
+    "fedlearn, Ray": partial(ours, on_ray=True),
+    "Flower, Ray": flowers,
+}
+
+
 def _in_a_process(side: str, clients: int, rounds: int) -> dict[str, float]:
     # one process each: Ray's workers and our threads must not share one
     command = [sys.executable, __file__, "--side", side, "--clients", str(clients)]
@@ -173,30 +190,30 @@ def _in_a_process(side: str, clients: int, rounds: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print both sides and their ratios."""
+    """Print all sides, and in brackets how many times what ours takes Flower's does."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--side", choices=["ours", "flowers"])
+    parser.add_argument("--side", choices=SIDES)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.side:
-        side = ours if arguments.side == "ours" else flowers
-        print(json.dumps(side(arguments.clients, arguments.rounds)))
+        print(json.dumps(SIDES[arguments.side](arguments.clients, arguments.rounds)))
         return
-    own = _in_a_process("ours", arguments.clients, arguments.rounds)
-    ray = _in_a_process("flowers", arguments.clients, arguments.rounds)
+    found = {side: _in_a_process(side, arguments.clients, arguments.rounds) for side in SIDES}
     print(f"no-op client turn, 1 001 000 parameters, {arguments.clients} clients a round, median")
-    print(f"{'':28}{'fedlearn':>10}{'Flower Ray':>12}{'ratio':>8}")
+    print(f"{'':26}" + "".join(f"{side:>18}" for side in SIDES))
     for key, label in (
         ("turn_ms", "turn, ms"),
         ("turn_and_aggregation_ms", "turn and aggregation, ms"),
+        ("first_round_s", "start to first round, s"),
     ):
-        print(f"{label:28}{own[key]:10.2f}{ray[key]:12.2f}{ray[key] / own[key]:7.0f}x")
-    print(
-        f"{'start to first round, s':28}{own['first_round_s']:10.2f}{ray['first_round_s']:12.1f}"
-        f"{ray['first_round_s'] / own['first_round_s']:7.0f}x"
-    )
+        flower = found["Flower, Ray"][key]
+        cells = [
+            f"{each[key]:.2f}" + (f" ({flower / each[key]:.1f}x)" if each[key] != flower else "")
+            for each in found.values()
+        ]
+        print(f"{label:26}" + "".join(f"{cell:>18}" for cell in cells))
 
 
 if __name__ == "__main__":
