@@ -25,11 +25,10 @@ class _Held(NamedTuple):
 
     Attributes:
         anchor: Of the spring, as are `stiffness` and `slope`; None for 1 and for 0.
-        energy: Where the energies go: (K,), or a scalar; where `share` is set, times ``-rate``.
+        energy: Where the energies go: (K,), or a scalar.
         bend: Where the slope's part of them goes.
         rate: What the force is multiplied by.
         room: Where distance and force may be written, (m,) each; of one client only.
-        share: ``-rate * stiffness``, where this is all that holds one client's numbers.
     """
 
     anchor: Tensor
@@ -39,7 +38,6 @@ class _Held(NamedTuple):
     bend: Tensor
     rate: float
     room: tuple[Tensor, Tensor] | None = None
-    share: Tensor | None = None
 
 
 _Window = tuple[Tensor, list[_Held]]
@@ -63,7 +61,6 @@ class PullInPlace:
             lr: The learning rate.
             room: Memory to work in, made as it is needed: new memory costs as much as a pass.
         """
-        self._memory = room
         self._together: dict[str, list[_Window]] = {}
         self._alone: dict[str, list[list[_Window]]] = {}
         first = next(iter(params.values()))
@@ -73,7 +70,6 @@ class PullInPlace:
         self._rates = [-2 * lr * spring.strength for spring in springs[0]]
         slots = sum(len(_cuts(each[0].numel())) for each in params.values())
         self._energies = first.new_zeros(2, slots, len(springs[0]), len(springs))
-        self._scales = first.new_ones(slots, 1, 1)
         self._slot = 0
         shape = (len(springs[0]), 2, min(PIECE, max(each[0].numel() for each in params.values())))
         if "" not in room or room[""].shape != shape:
@@ -107,25 +103,14 @@ class PullInPlace:
     def _hold_each(self, name: str, theta: Tensor) -> list[list[_Window]]:
         """Return a parameter (K, m) as windows of each client."""
         found: list[list[_Window]] = []
-        if name not in self._memory or len(self._memory[name]) < len(theta):
-            self._memory[name] = torch.empty_like(theta)
         numbers = _holding(self._springs[0], name)
-        rate = self._rates[numbers[0]] if len(numbers) == 1 else 0.0
-        spring = self._springs[0][numbers[0]] if rate else None
-        is_simple = spring is not None and spring.stiffness is not None and name not in spring.slope
         cuts = _cuts(theta.shape[1])
         own = slice(self._slot, self._slot + len(cuts))
         self._slot = own.stop
-        if is_simple:
-            self._scales[own] = -1 / rate
         slots = self._energies[:, own].permute(3, 1, 2, 0)
         for client, springs in enumerate(self._springs):
             windows: list[_Window] = []
             flat = {number: _flat(springs[number], name) for number in numbers}
-            stiffness = flat[numbers[0]][1] if is_simple else None
-            share = None
-            if stiffness is not None:
-                share = torch.mul(stiffness, -rate, out=self._memory[name][client])
             for at, cut in enumerate(cuts):
                 weights, held = theta[client, cut], []
                 for number in numbers:
@@ -141,7 +126,6 @@ class PullInPlace:
                             bend,
                             self._rates[number],
                             (distance, force),
-                            None if share is None else share[cut],
                         )
                     )
                 windows.append((weights, held))
@@ -161,7 +145,7 @@ class PullInPlace:
 
     def energies(self, clients: int) -> Tensor:
         """Return the penalties of the first clients (clients,) where the latest pulls began."""
-        energy, bend = (self._energies[..., :clients] * self._scales).sum(1)
+        energy, bend = self._energies[..., :clients].sum(1)
         penalties: Tensor = self._strengths @ (energy + 2 * bend)
         return penalties + self._offsets[:clients]
 
@@ -218,10 +202,7 @@ def _pull_together(theta: Tensor, held: Sequence[_Held], clients: slice) -> None
 
 def _pull_alone(theta: Tensor, held: Sequence[_Held]) -> None:
     """Pull numbers of one client."""
-    if len(held) == 1 and (share := held[0].share) is not None:
-        _pull_simply(theta, held[0], share)
-        return
-    for anchor, stiffness, slope, energy, bend, _, room, _ in held:
+    for anchor, stiffness, slope, energy, bend, _, room in held:
         assert room is not None
         distance, force = room
         torch.sub(theta, anchor, out=distance)
@@ -232,18 +213,8 @@ def _pull_alone(theta: Tensor, held: Sequence[_Held]) -> None:
         torch.dot(force, distance, out=energy)
         if slope is not None:
             torch.dot(slope, distance, out=bend)
-    for _, _, slope, _, _, rate, room, _ in held:
+    for _, _, slope, _, _, rate, room in held:
         assert room is not None
         theta.add_(room[1], alpha=rate)
         if slope is not None:
             theta.add_(slope, alpha=rate)
-
-
-def _pull_simply(theta: Tensor, held: _Held, share: Tensor) -> None:
-    """Pull numbers of one client that a spring at rest holds."""
-    assert held.room is not None
-    distance, step = held.room
-    torch.sub(theta, held.anchor, out=distance)
-    torch.mul(share, distance, out=step)
-    torch.dot(step, distance, out=held.energy)
-    theta.sub_(step)
