@@ -19,6 +19,7 @@ COMMANDS = {
     "run": "train clients on a stream of experiences, evaluate, and log",
     "manifest": "print what defines a run's protocol; fedlearn run manifest=RUN repeats it",
     "show": "draw a protocol: who holds what, and who learns what when; trains nothing",
+    "deploy": "run over machines of their own: a server, and a node beside each client's data",
     "list": "show every choice of every group",
     "doctor": "check this machine: versions, devices, data, W&B",
 }

@@ -58,9 +58,7 @@ def _execute(
         status = FAILED
         try:
             with span("track"):
-                tracker.event(
-                    start_event(experiment, server, manifest["hash"], grid.executor.description)
-                )
+                tracker.event(start_event(experiment, server, manifest["hash"], grid.description))
             experiment.runtime.run(make_server_app(server), grid)
             status = COMPLETED
         except KeyboardInterrupt:
@@ -80,14 +78,13 @@ def _execute(
 def make_parts(experiment: "Experiment", tracker: "Tracker") -> tuple[Server, Client]:
     """Return the server and what the clients share, built from the experiment's parts."""
     settings = experiment.settings
-    evaluator = Evaluator(experiment.scenario.num_classes, experiment.training.heads)
     server = Server(
         experiment.scenario,
         experiment.schedule,
         experiment.aggregation,
         experiment.bound,
         experiment.build_model,
-        evaluator,
+        Evaluator(experiment.scenario.num_classes, experiment.training.heads),
         RoundPlan(
             run_seed=settings.seed,
             fraction_train=settings.fraction_train,
@@ -99,12 +96,18 @@ def make_parts(experiment: "Experiment", tracker: "Tracker") -> tuple[Server, Cl
         ),
         tracker.event,
     )
-    client = Client(
+    return server, make_client(experiment)
+
+
+def make_client(experiment: "Experiment") -> Client:
+    """Return what clients share, built from the experiment's parts."""
+    settings = experiment.settings
+    return Client(
         experiment.scenario,
         experiment.schedule,
         experiment.continual,
         experiment.build_model,
-        evaluator,
+        Evaluator(experiment.scenario.num_classes, experiment.training.heads),
         LocalWork(
             run_seed=settings.seed,
             epochs=settings.local.epochs,
@@ -114,7 +117,6 @@ def make_parts(experiment: "Experiment", tracker: "Tracker") -> tuple[Server, Cl
             faults=experiment.faults,
         ),
     )
-    return server, client
 
 
 def start_event(

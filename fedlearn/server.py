@@ -40,6 +40,19 @@ class KnowsClients(Protocol):
         ...
 
 
+@runtime_checkable
+class LosesClients(Protocol):
+    """A grid whose clients come and go."""
+
+    def gather(self) -> dict[int, int]:
+        """Wait until a round can begin; return the node ids of those connected, by client id.
+
+        Raises:
+            RunFailedError: It cannot.
+        """
+        ...
+
+
 Bound = Callable[[int], str | None]
 """Given the number of replies, None or one line: why the aggregation cannot use so few."""
 
@@ -147,6 +160,8 @@ class Server:
         with span("baseline"):
             board.baseline = board.of_experiences(self._test(board.topics())[0])
         for server_round in range(1, self._schedule.num_rounds + 1):
+            if isinstance(grid, LosesClients):
+                nodes = self._gather(grid, nodes)
             with span("round", round=server_round):
                 accuracy = self._round(grid, nodes, server_round)
             finishing = self._schedule.finishing(server_round)
@@ -175,6 +190,18 @@ class Server:
         for client_id in sorted(set(range(self._scenario.num_clients)) - nodes.keys()):
             self._warn(f"client {client_id} did not answer; the run goes on without it")
         return dict(sorted(nodes.items()))
+
+    def _gather(self, grid: LosesClients, before: Mapping[int, int]) -> dict[int, int]:
+        """Return the node ids of the clients that this round can be among."""
+        with span("gather"):
+            nodes = grid.gather()
+        for client_id in sorted(before.keys() - nodes.keys()):
+            self._warn(f"client {client_id} is not connected; the run goes on without it")
+        for client_id in sorted(nodes.keys() - before.keys()):
+            self._warn(f"client {client_id} is connected")
+        whole = len(nodes) == self._scenario.num_clients
+        self._reachable = None if whole else np.array(list(nodes), dtype=np.int64)
+        return nodes
 
     def _round(self, grid: Grid, nodes: Mapping[int, int], server_round: int) -> Accuracies:
         """Take one round; return the new model's accuracy by topic, NaN where not tested."""
@@ -318,8 +345,10 @@ class Server:
         """Set the new global model; return the aggregation's metrics and why it failed, if so."""
         accepted = screened.accepted
         if not accepted:
-            if screened.quarantined or screened.failed:
-                return {}, "no valid reply"
+            wrong = {**screened.quarantined, **screened.failed}
+            if wrong:
+                client_id = min(wrong)
+                return {}, f"no valid reply; client {client_id}: {wrong[client_id]}"
             if screened.diverged:
                 return {}, "every client that trained diverged"
             if screened.dropped:

@@ -29,6 +29,7 @@ from fedlearn.config.composition import compose
 from fedlearn.config.errors import ConfigError
 from fedlearn.config.experiment import Experiment, build, prepare
 from fedlearn.config.schema import GROUPS, Augment, Local, Settings
+from fedlearn.deployment.folder import init
 
 REPOSITORY = Path(__file__).parents[1]
 DATA = Path(os.environ.get("FEDLEARN_DATA", REPOSITORY / ".." / "shared" / "data"))
@@ -104,6 +105,9 @@ def _on_files(choice: Choice, folder: Path) -> dict[str, str]:
         spans = folder / "spans.json"
         spans.write_text(json.dumps({str(client): [[1, 5]] for client in range(10)}))
         return {"cohort.path": str(spans)}
+    if choice.name == "deployment":
+        init(folder / "deployment", nodes=1, hosts=["localhost"])
+        return {"runtime.connection": str(folder / "deployment")}
     if choice.name in ("natural", "sources"):  # go by tags
         tagged = folder / "tagged.npz"
         known = dict.fromkeys(("tag_writer", "tag_domain"), np.arange(40) % 20)

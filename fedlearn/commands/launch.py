@@ -14,9 +14,10 @@ from fedlearn.commands.sweep import Sweep
 from fedlearn.commands.task import LoneTask, SweepTask
 from fedlearn.config.composition import Composed
 from fedlearn.config.errors import ConfigError
-from fedlearn.config.experiment import build, prepare
+from fedlearn.config.experiment import Plan, build, prepare
 from fedlearn.config.raw import compose_raw, quoted
 from fedlearn.run import COMPLETED
+from fedlearn.runtimes.deployment import Deployment
 from fedlearn.tracking.console import comparison_table
 from fedlearn.tracking.jsonl import SUMMARY, read_summary
 
@@ -30,12 +31,26 @@ def launch(job: Composed, overrides: Sequence[str], config_dir: Path | None) -> 
     Raises:
         ConfigError: The job cannot run; nothing was written.
     """
-    experiment = build(prepare(job))
+    plan = prepare(job)
+    if isinstance(plan.runtime, Deployment) and not plan.settings.dry_run:
+        return _submit(job, plan, overrides, config_dir)
+    experiment = build(plan)
     if experiment.settings.dry_run:
         sys.stdout.write(describe(experiment))
         return 0
     check_folder(experiment.settings.out)
     task = LoneTask(job, experiment)
+    hydra_main(task, [], overrides, config_dir)
+    return task.status
+
+
+def _submit(job: Composed, plan: Plan, overrides: Sequence[str], config_dir: Path | None) -> int:
+    """Have a deployment run a job; the data is at its nodes, and nothing of it is loaded here."""
+    assert isinstance(plan.runtime, Deployment)
+    from fedlearn.commands.remote import RemoteTask
+
+    check_folder(plan.settings.out)
+    task = RemoteTask(job, plan.runtime.folder())
     hydra_main(task, [], overrides, config_dir)
     return task.status
 

@@ -23,13 +23,6 @@ from fedlearn.config.raw import compose_raw, reason
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
 """What Hydra raises for a wrong override or a wrong YAML file."""
 
-PLANNED = {
-    "runtime": {
-        "deployment": "deployment over SuperLink and SuperNodes is not available yet",
-    },
-}
-"""Choices that the design names and this version does not have."""
-
 _TYPES = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
 
 
@@ -101,9 +94,6 @@ def _choice_error(override: Override, choices: Sequence[Choice]) -> Iterator[Con
     if override.is_delete() or value in names or (group == "experiment" and value is None):
         return
     text = f"{group}={shown(value)}"
-    if planned := PLANNED.get(group, {}).get(str(value)):
-        yield ConfigError(f"{text}: {planned}; choices: {', '.join(names)}")
-        return
     yield ConfigError(one_line(f"{text}: unknown{among(str(value), names)}"))
 
 

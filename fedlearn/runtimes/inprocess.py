@@ -39,6 +39,11 @@ class InProcessGrid(Grid):
         self._ids = itertools.count(1)
         self._replies: dict[str, Message] = {}
 
+    @property
+    def description(self) -> dict[str, Any]:
+        """What runs the clients, as JSON values (see `fedlearn.runtimes.serial.Executor`)."""
+        return self.executor.description
+
     def set_run(self, run: Any) -> None:
         """Do nothing: the grid serves the one run that it was made for."""
 
@@ -104,7 +109,7 @@ def _identify(message: Message, number: int) -> str:
 
 
 @contextmanager
-def _torch_threads(number: int) -> Iterator[None]:
+def torch_threads(number: int) -> Iterator[None]:
     """Let torch use so many threads, and as many as before on the way out."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
@@ -125,7 +130,7 @@ def serve(server_app: ServerApp, grid: InProcessGrid, threads: int) -> None:
     context = Context(
         run_id=RUN_ID, node_id=SERVER_NODE, node_config={}, state=RecordDict(), run_config={}
     )
-    with task_identity(), _torch_threads(threads):
+    with task_identity(), torch_threads(threads):
         server_app(grid, context)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol
 
 import torch
 from flwr.serverapp import ServerApp
@@ -10,9 +10,6 @@ from torch import nn
 
 from fedlearn.client import Client
 from fedlearn.types import ContinualStrategy
-
-if TYPE_CHECKING:
-    from fedlearn.runtimes.inprocess import InProcessGrid
 
 
 class Runtime(Protocol):
@@ -32,14 +29,16 @@ class Runtime(Protocol):
         """
         ...
 
-    def open(self, client: Client) -> AbstractContextManager["InProcessGrid"]:
+    def open(self, client: Client) -> AbstractContextManager[Any]:
         """Make a grid of a scenario's clients; end what was started for it afterwards.
+
+        It is a Flower `Grid` with a ``description`` of what runs the clients, as JSON values.
 
         Args:
             client: What they share.
         """
         ...
 
-    def run(self, server_app: ServerApp, grid: "InProcessGrid") -> None:
+    def run(self, server_app: ServerApp, grid: Any) -> None:
         """Run `server_app` to its end on a grid that is open."""
         ...

@@ -47,7 +47,7 @@ class JsonlTracker:
 
     def event(self, event: Event) -> None:
         """Append the event to ``metrics.jsonl``."""
-        line = _line(event)
+        line = line_of(event)
         if self._file is None:
             assert self._path is not None, "start() comes before any event"
             self._file = _open_for_appending(self._path)
@@ -140,7 +140,7 @@ def _open_for_appending(path: Path) -> IO[str]:
     return path.open("a", encoding="utf-8")
 
 
-def _line(event: Event) -> str:
+def line_of(event: Event) -> str:
     """Return an event as JSON on one line."""
     clients = event.get("clients")
     if not isinstance(clients, ClientColumns):

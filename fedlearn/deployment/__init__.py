@@ -1,0 +1,1 @@
+"""Runs on real machines: a folder of keys, Flower's own processes, and trainers beside the data."""

@@ -1,0 +1,162 @@
+"""The grid of a deployment: which clients are connected, and how long a round waits for them."""
+
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedlearn import records
+from fedlearn.deployment.packing import packer, unpacked
+from fedlearn.server import RunFailedError
+
+PAUSE = 0.3
+"""Seconds between looks for replies, and for clients."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a deployment's server waits, in seconds.
+
+    Attributes:
+        round_s: For the replies of a round.
+        quorum: Fewest clients that must be connected for a round to begin.
+        gather_s: For a client that is not connected, from when it was first missed.
+        quorum_s: For a quorum.
+    """
+
+    round_s: float = 3600.0
+    quorum: int = 1
+    gather_s: float = 60.0
+    quorum_s: float = 3600.0
+
+
+class DeploymentGrid(Grid):
+    """Flower's own grid, with clients known by their keys, and deadlines.
+
+    Attributes:
+        description: What runs the clients, as JSON values.
+    """
+
+    def __init__(self, grid: Any, clients: Mapping[bytes, int], patience: Patience) -> None:
+        """Make one.
+
+        Args:
+            grid: Flower's, with ``get_nodes``.
+            clients: Client ids by public key.
+            patience: How long it waits.
+        """
+        self._grid = grid
+        self._clients = clients
+        self._patience = patience
+        self._missed: dict[int, float] = {}
+        self.description = {"executor": "deployment", "workers": len(clients)}
+
+    def nodes_of_clients(self) -> dict[int, int]:
+        """Return the node ids of the clients that are connected, by client id."""
+        nodes = {
+            self._clients[node.public_key]: node.node_id
+            for node in self._grid.get_nodes()
+            if node.public_key in self._clients
+        }
+        return dict(sorted(nodes.items()))
+
+    def gather(self) -> dict[int, int]:
+        """Wait until a round can begin; return the node ids of those connected, by client id.
+
+        Raises:
+            RunFailedError: There was no quorum for too long.
+        """
+        patience, begun = self._patience, time.monotonic()
+        while True:
+            nodes, now = self.nodes_of_clients(), time.monotonic()
+            missing = set(self._clients.values()) - nodes.keys()
+            self._missed = {k: self._missed.get(k, now) for k in missing}
+            late = [k for k, since in self._missed.items() if now - since < patience.gather_s]
+            if len(nodes) >= patience.quorum and not late:
+                return nodes
+            if len(nodes) < patience.quorum and now - begun > patience.quorum_s:
+                raise RunFailedError(
+                    f"{len(nodes)} of {len(self._clients)} clients are connected after "
+                    f"{patience.quorum_s:.0f} s, and runtime.quorum={patience.quorum}"
+                )
+            time.sleep(PAUSE)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Sequence[Message]:
+        """Send messages and return the replies that come in time.
+
+        Args:
+            messages: Each to a client of its own.
+            timeout: Seconds, where it is less than the round's.
+        """
+        batch = list(messages)
+        pack = packer()
+        for message in batch:
+            message.content = pack(message.content)
+            # what waits for a node that is gone is not for it to find when it is back
+            message.metadata.ttl = min(message.metadata.ttl, self._patience.round_s)
+        sent = dict(zip(self._grid.push_messages(batch), batch, strict=True))
+        waiting = {key: message for key, message in sent.items() if key is not None}
+        limit = min(timeout or math.inf, self._patience.round_s)
+        end = time.monotonic() + limit
+        replies: list[Message] = []
+        while waiting:
+            for reply in self._grid.pull_messages(list(waiting)):
+                asked = waiting.pop(reply.metadata.reply_to_message_id, None)
+                if asked is not None:
+                    replies.append(_from_client(reply, asked))
+            if not waiting or time.monotonic() > end:
+                break
+            time.sleep(PAUSE)
+        late = f"no reply within {limit:.0f} s"
+        return replies + [records.error_reply(asked, late) for asked in waiting.values()]
+
+    def set_run(self, run: Any) -> None:
+        """Pass on."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Any:
+        """Flower's run."""
+        return self._grid.run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Return a message to one client (the API of `Grid`)."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> list[int]:
+        """Return the node ids of the clients that are connected."""
+        return list(self.nodes_of_clients().values())
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Pass on."""
+        return cast(Iterable[str], self._grid.push_messages(messages))
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Pass on."""
+        return cast(Iterable[Message], self._grid.pull_messages(message_ids))
+
+
+def _from_client(reply: Message, asked: Message) -> Message:
+    """Return a reply, readable, and under the name of whom was asked.
+
+    Flower signs its own errors as node 1.
+    """
+    if reply.has_error() and reply.metadata.src_node_id != asked.metadata.dst_node_id:
+        return Message(reply.error, reply_to=asked)
+    try:
+        return unpacked(reply)
+    except ValueError as error:
+        return records.error_reply(asked, str(error))

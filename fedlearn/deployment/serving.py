@@ -1,0 +1,80 @@
+"""The server's side of a run: an experiment in Flower's server app, and its story as it happens."""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context
+from flwr.serverapp import Grid
+
+from fedlearn.commands.logs import logging_to
+from fedlearn.config.experiment import build, prepare
+from fedlearn.deployment.configuration import read_configuration
+from fedlearn.deployment.folder import Folder
+from fedlearn.run import execute
+from fedlearn.runtimes.deployment import Deployment
+from fedlearn.tracking.background import Background
+from fedlearn.tracking.jsonl import JsonlTracker, line_of
+from fedlearn.tracking.tracker import Event, Trackers
+
+SERVER = "FEDLEARN_DEPLOYMENT"
+"""The environment variable by which a server's app finds its deployment's folder."""
+
+MARK = "\x1efedlearn "
+"""Begins a line that tells of the run; other lines are Flower's and anybody's."""
+
+
+class Story:
+    """Tells a run's events on standard output, which Flower passes on to who follows the run."""
+
+    def start(self, run_dir: Path, config: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
+        """Tell of the protocol."""
+        _tell("manifest", manifest)
+
+    def event(self, event: Event) -> None:
+        """Tell an event."""
+        _tell("event", event)
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Tell how it ended."""
+        _tell("summary", summary)
+
+
+def _tell(what: str, value: Mapping[str, Any]) -> None:
+    # one write, so that nothing comes between
+    sys.stdout.write(f"{MARK}{what} {line_of(value)}\n")
+
+
+def read_story(line: str) -> tuple[str, dict[str, Any]] | None:
+    """Return what a line tells (``manifest``, ``event`` or ``summary``), or None for others'."""
+    if not line.startswith(MARK):
+        return None
+    what, _, value = line.removeprefix(MARK).partition(" ")
+    return what, json.loads(value)
+
+
+def serve(grid: Grid, context: Context) -> None:
+    """Run the server's side of a run in Flower's server app.
+
+    Args:
+        grid: Flower's.
+        context: Carries the configuration.
+
+    Raises:
+        ConfigError: It cannot run.
+        RunFailedError: It could not learn.
+    """
+    folder = Folder(Path(os.environ[SERVER]))
+    told = read_configuration(context.run_config, folder.admin_public)
+    plan = prepare(told.composed)
+    assert isinstance(plan.runtime, Deployment)
+    plan.runtime.give(grid, folder.clients_by_key())
+    experiment = build(plan)
+    run_dir = folder.server / "runs" / told.run
+    run_dir.mkdir(parents=True, exist_ok=True)
+    tracker = Background(Trackers([JsonlTracker(), experiment.tracker, Story()]))
+    with logging_to(run_dir / "fedlearn.log"):
+        execute(experiment, tracker, run_dir, {**told.tree, "choices": told.choices})

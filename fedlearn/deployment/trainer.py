@@ -1,0 +1,152 @@
+"""The trainer: a process beside a SuperNode that keeps torch, data, model and state warm.
+
+Flower's own way is a new Python process for every message, which imports torch, loads the data and
+builds the model each time. The trainer takes its place: it asks the SuperNode for tasks, as
+``flower-superexec`` would, and answers them itself. It runs the fedlearn that this machine has
+installed; the app that came with the run is never executed.
+"""
+
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+
+import httpx
+from flwr.app import Error, Message, RecordDict
+from flwr.common.constant import ErrorCode, SubStatus
+from flwr.proto.runtime_pb2 import AcquireTaskRequest
+from flwr.supercore.constant import TaskType
+from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+from flwr.supercore.interceptors import (
+    RuntimeTokenHttpInterceptor,
+    RuntimeVersionHttpInterceptor,
+    SuperExecAuthHttpInterceptor,
+)
+from flwr.supercore.protobuf.client import ProtobufClientInterceptor
+from flwr.supercore.retry import make_simple_http_retry_invoker
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
+
+from fedlearn.config.errors import one_line
+from fedlearn.deployment.configuration import Configuration
+from fedlearn.deployment.folder import Folder
+from fedlearn.deployment.node import Node
+from fedlearn.deployment.states import StateFiles
+
+PAUSE = 0.1
+"""Seconds between questions for a task; they go to a process on this machine."""
+
+ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
+
+_log = logging.getLogger(__name__)
+
+
+class Trainer:
+    """Answers the tasks of one SuperNode."""
+
+    def __init__(self, node: Node, states: StateFiles, address: str, secret: bytes) -> None:
+        """Make one.
+
+        Args:
+            node: Answers the messages.
+            states: Keeps what it carries from one to the next.
+            address: Of the SuperNode's runtime API, on this machine.
+            secret: Tells the SuperNode that the one who asks may have tasks.
+        """
+        self._node = node
+        self._address = address
+        self._states = states
+        self._asking = self._client(
+            SuperExecAuthHttpInterceptor(
+                master_secret=secret, protected_methods=frozenset({ACQUIRE})
+            )
+        )
+
+    def serve(self) -> None:
+        """Answer tasks for ever."""
+        while True:
+            try:
+                token = self._acquire()
+            except httpx.HTTPError:  # the SuperNode is starting, or starts again
+                token = None
+                time.sleep(1.0)
+            if token is None:
+                time.sleep(PAUSE)
+                continue
+            try:
+                self._take(token)
+            except Exception:  # whatever it was, the next task has nothing to do with it
+                _log.exception("a task was lost")
+
+    def _acquire(self) -> str | None:
+        """Return the token of a task that is now this process's, if there is any."""
+        reply = self._asking.AcquireTask(
+            AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
+        )
+        return str(reply.token) if reply.HasField("task") and reply.token else None
+
+    def _take(self, token: str) -> None:
+        client = self._client(RuntimeTokenHttpInterceptor(token))
+        heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
+        heartbeat.start()
+        status, details = SubStatus.FAILED, "lost"
+        try:
+            message, context, _, _ = pull_task_input(client)
+            started = time.perf_counter()
+            try:
+                reply = self._answer(message, self._node.configuration(context.run_config))
+                status, details = SubStatus.COMPLETED, ""
+            except Exception as error:  # costs this client its turn, and nobody anything else
+                _log.warning("a message could not be answered", exc_info=True)
+                details = one_line(f"{error}") or type(error).__name__
+                code = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+                reply = Message(Error(code=code, reason=details), reply_to=message)
+            context.state = RecordDict()  # stays here
+            seconds = time.perf_counter() - started
+            push_message(client, reply, context)
+            push_task_output(client, context, status, details)
+            _log.info("%s answered in %.2f s", message.metadata.message_type, seconds)
+        finally:
+            heartbeat.stop()
+            client.close()
+
+    def _answer(self, message: Message, told: Configuration) -> Message:
+        """Return the reply to a message; what it leaves behind is on disk by then."""
+        before = {key: id(record) for key, record in self._states.state(told.run).items()}
+        try:
+            state = self._states.state(told.run)
+            reply = self._node.answer(message, told, state)
+            if before != {key: id(record) for key, record in state.items()}:
+                self._states.save(told.run)
+        except BaseException:
+            self._states.forget()
+            raise
+        return reply
+
+    def _client(self, interceptor: ProtobufClientInterceptor) -> RuntimeHttpClient:
+        retry = make_simple_http_retry_invoker()
+        retry.max_tries = 3
+        return RuntimeHttpClient.from_server_address(
+            server_address=self._address,
+            insecure=True,  # it does not leave the machine
+            root_certificates=None,
+            interceptors=[RuntimeVersionHttpInterceptor(component_name="SuperExec"), interceptor],
+            retry_invoker=retry,
+        )
+
+
+def main(path: Path, port: int, device: str, threads: int) -> None:
+    """Serve the SuperNode of a node's folder until the process ends."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    folder = Folder(path)
+    number = json.loads((folder.path / "node.json").read_text(encoding="utf-8"))["node"]
+    node = Node(number, folder.admin_public, device, threads)
+    secret = (folder.path / "executor.secret").read_bytes()
+    states = StateFiles(folder.path / "states")
+    Trainer(node, states, f"127.0.0.1:{port}", secret).serve()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
