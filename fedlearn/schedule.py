@@ -23,11 +23,14 @@ class Schedule:
         ends: (K, T) int64, its last round.
         away: (K, 2) int64: each client is away from the first of these rounds up to, but not
             including, the second; None for nobody.
+        at_sites: Whether clients go by clocks of their own, so that this one only says when the
+            server tests.
     """
 
     begins: Rounds
     ends: Rounds
     away: Rounds | None = None
+    at_sites: bool = False
 
     @classmethod
     def in_step(cls, num_clients: int, num_experiences: int, rounds_per_experience: int) -> Self:

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -136,7 +137,8 @@ class Server:
         self.ledger = Ledger()
         self.rounds = 0
         self.told = Told()
-        self._sizes = scenario.shares.sizes().numpy()
+        sizes = scenario.shares.sizes()
+        self._sizes = (torch.ones_like(sizes) if scenario.elsewhere else sizes).numpy()
         self._reachable: Integers | None = None
         self._acknowledged: dict[int, int] = {}
         self._failed_in_a_row = 0
@@ -336,6 +338,10 @@ class Server:
         return messages
 
     def _most_examples(self, client_id: int, server_round: int) -> int:
+        if self._scenario.elsewhere:
+            return sys.maxsize
+        if self._schedule.at_sites:
+            return int(self._sizes[client_id].max())
         index = self._schedule.experience(client_id, server_round)
         return 0 if index is None else len(self._scenario.experience(client_id, index))
 

@@ -244,6 +244,7 @@ class Scenario:
             same in the same order, M is T and every row is 0, 1, ..., T-1.
         num_classes: C, the size of the (single, full-size) head: of a regression, its outputs.
         views: How each client sees every input, K of them, None for as it is; None for all so.
+        elsewhere: Whether training samples are on machines of the clients' own, and not known here.
         recipe: What the protocol was built from, as plain JSON values: dataset and its digest,
             stream, partition, clock, skew, seed, class order.
     """
@@ -258,6 +259,7 @@ class Scenario:
     orders: Tensor
     num_classes: int
     views: tuple[Transform | None, ...] | None = None
+    elsewhere: bool = False
     recipe: Mapping[str, Any] = field(default_factory=dict)
 
     @property

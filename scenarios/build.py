@@ -57,6 +57,9 @@ def build_scenario(
     clock, skew = clock or Clock(), skew or Skew()
     layout = stream.lay_out(dataset, num_clients, seed)
     groups = _groups(dataset, layout)
+    elsewhere = getattr(partition, "elsewhere", False)
+    if elsewhere and not len(dataset.test):
+        raise ValueError(f"dataset {dataset.name}: the server needs test samples")
     owned = partition.split(dataset, num_clients, seed)
     orders = clock.orders(_orders(layout, num_clients), seed)
     shares, set_aside = _share_out(owned, groups, layout, orders, held_out, seed)
@@ -84,6 +87,7 @@ def build_scenario(
         orders=orders,
         num_classes=max(labels) + 1,
         views=skew.views(num_clients, dataset.input_shape, seed),
+        elsewhere=elsewhere,
         recipe={
             "dataset": {"name": dataset.name, "digest": dataset.digest},
             "stream": dict(layout.recipe),
@@ -123,6 +127,8 @@ def _orders(layout: Layout, num_clients: int) -> Tensor:
 def _test_rows(dataset: Dataset, layout: Layout) -> Sequence[Tensor]:
     """Return the test samples of each topic: without any, nothing could be said of it."""
     rows = layout.test_rows or _of_classes(dataset, layout.classes)
+    if not len(dataset.test):  # somebody else tests
+        return rows
     for topic, (classes, tested) in enumerate(zip(layout.classes, rows, strict=True)):
         if not len(tested):
             raise ValueError(
@@ -168,7 +174,7 @@ def _share_out(
     rows = torch.cat(list(owned))
     clients = torch.arange(len(owned)).repeat_interleave(torch.tensor([len(r) for r in owned]))
     times = rows.bincount(minlength=num_samples)
-    if int(times.max()) > 1:
+    if len(rows) and int(times.max()) > 1:
         raise ValueError(f"partition: row {int(times.argmax())} goes to more than one client")
     ranks = torch.randperm(num_samples, generator=generator(seed, "held-out"))
 

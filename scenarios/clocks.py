@@ -1,7 +1,7 @@
 """Clocks: in which order, when and for how long each client meets its experiences."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -101,3 +101,18 @@ class Clock:
             [joins, leaves, pauses], [turn, np.full_like(turn, num_rounds + 1), late + 1]
         )
         return np.stack([start, end], axis=1)
+
+
+@dataclass(frozen=True)
+class OnSite(Clock):
+    """A clock that each site moves on by itself: see `fedlearn.deployment.site_clock`.
+
+    The server, which is told only afterwards, tests as if all were in step.
+    """
+
+    def schedule(
+        self, num_clients: int, num_experiences: int, rounds_per_experience: int, seed: int
+    ) -> Schedule:
+        """Return when the server takes whom to be in which experience."""
+        nominal = super().schedule(num_clients, num_experiences, rounds_per_experience, seed)
+        return replace(nominal, at_sites=True)

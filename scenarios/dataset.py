@@ -31,6 +31,8 @@ class Dataset:
             them, and so may a stream.
         every_class: Whether each class must have a training and a test sample. False where the
             classes are fixed beforehand and some are rare, as the characters of an alphabet are.
+        partial: Whether this is one of several machines' parts: classes may be missing from it, and
+            all training or all test samples, but not both.
 
     Raises:
         ValueError: If a label is out of range, a class has no training or no test sample though
@@ -45,10 +47,14 @@ class Dataset:
     digest: str
     tags: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     every_class: bool = True
+    partial: bool = False
 
     def __post_init__(self) -> None:
+        every_class = self.every_class and not self.partial
         for part, samples in (("training", self.train), ("test", self.test)):
-            _check(f"dataset {self.name}: {part}", samples, self.num_classes, self.every_class)
+            if not len(samples) and not (self.partial and len(self.train) + len(self.test)):
+                raise ValueError(f"dataset {self.name}: {part} samples: there are none")
+            _check(f"dataset {self.name}: {part}", samples, self.num_classes, every_class)
         if self.train.x.shape[1:] != self.test.x.shape[1:]:
             shapes = [tuple(samples.x.shape[1:]) for samples in (self.train, self.test)]
             raise ValueError(
@@ -120,8 +126,6 @@ def _few(values: Tensor) -> str:
 
 
 def _check(what: str, samples: Samples, num_classes: int, every_class: bool) -> None:
-    if not len(samples):
-        raise ValueError(f"{what} samples: there are none")
     if samples.x.dtype not in INPUTS or samples.y.dtype not in (torch.int64, torch.float32):
         raise ValueError(
             f"{what} samples are {samples.x.dtype} with {samples.y.dtype} labels: "

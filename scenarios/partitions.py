@@ -394,3 +394,34 @@ def _dealt(rows: Integers, owners: Integers) -> Integers:
     dealt = np.empty_like(owners)
     dealt[rows] = owners
     return dealt
+
+
+@dataclass(frozen=True)
+class OnSite:
+    """Every client's samples are what its own machine holds.
+
+    Nobody splits anything: a node's whole training store is its client's, and the server, which is
+    nobody's machine, holds test samples only. So machines must agree beforehand on what the classes
+    are: data sets say so by being `Dataset.partial`.
+
+    Attributes:
+        client: Whose machine this is; None for the server. Filled in by each machine.
+    """
+
+    client: int | None = field(default=None, metadata={"protocol": False})
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the training samples are on other machines."""
+        return self.client is None
+
+    def split(self, dataset: Dataset, num_clients: int, seed: int) -> list[Tensor]:
+        """Return the rows of each client; see `Partition.split`."""
+        if not dataset.partial:
+            raise ValueError(
+                f"partition=on_site: dataset {dataset.name} takes its classes from what it finds, "
+                "and machines may find different ones; set dataset.num_classes of "
+                "dataset=arrays, or name a loader whose Dataset is partial"
+            )
+        rows = torch.arange(len(dataset.train))
+        return [rows if client == self.client else rows[:0] for client in range(num_clients)]

@@ -108,6 +108,13 @@ def _on_files(choice: Choice, folder: Path) -> dict[str, str]:
     if choice.name == "deployment":
         init(folder / "deployment", nodes=1, hosts=["localhost"])
         return {"runtime.connection": str(folder / "deployment")}
+    if choice.name == "on_site":
+        there = {"runtime": "deployment", "runtime.connection": "somewhere"}
+        if choice.group == "clock":
+            return there
+        np.savez(folder / "server.npz", x_test=np.eye(10, dtype=np.float32), y_test=np.arange(10))
+        own = {"dataset.path": str(folder / "server.npz"), "dataset.num_classes": "10"}
+        return {**there, "dataset": "arrays", **own}
     if choice.name in ("natural", "sources"):  # go by tags
         tagged = folder / "tagged.npz"
         known = dict.fromkeys(("tag_writer", "tag_domain"), np.arange(40) % 20)
@@ -128,7 +135,7 @@ def test_every_choice_composes_and_builds(choice: Choice, tmp_path: Path) -> Non
         experiment = small(**{choice.group: choice.name}, **needed)
     assert experiment.choices[choice.group] == choice.name
     assert isinstance(experiment.build_model(), nn.Module)
-    assert experiment.scenario.shares.sizes().sum() > 0
+    assert experiment.scenario.elsewhere or experiment.scenario.shares.sizes().sum() > 0
 
 
 @pytest.mark.parametrize("choice", find_choices()["model"], ids=lambda choice: choice.name)

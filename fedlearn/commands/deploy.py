@@ -23,10 +23,16 @@ commands:
   superlink DIR              run the server
       --listen ADDRESS       where nodes can reach it from (0.0.0.0)
   supernode DIR --node K     run node K
+      --data PATH            where this machine has what the run's data set reads; or a loader of
+                             your own, module:function; without it, where the run says
       --device DEVICE        where it trains: cpu (the default), cuda:0, ...
       --threads N            that torch may use (1); equal numbers give equal results
       --local-port PORT      on this machine only, for its trainer (9094 + K)
   status DIR                 nodes and runs, as the server sees them
+  advance DIR --node K       go on to the next experience, with clock=on_site; on node K's machine
+      --to I                 to experience I, counted from 0, in place of the next
+      --on DATE              on a date, 2026-12-31, in place of now
+  audit DIR --node K         everything that has left node K, from the record on its own disk
   stop DIR --run ID          end a run
 
 then, on the server:
@@ -117,7 +123,8 @@ def _supernode(flags: argparse.Namespace) -> int:
         f"node {flags.node} of {part.facts.host}:{part.facts.port}, training on {flags.device}; "
         f"logs in {part.path / 'logs'}"
     )
-    return _supervise(supernode(part, flags.node, port, flags.device, flags.threads))
+    _check_data(flags.data)
+    return _supervise(supernode(part, flags.node, port, flags.device, flags.threads, flags.data))
 
 
 def _supervise(children, once: Callable[[], bool] = lambda: True) -> int:  # type: ignore[no-untyped-def]
@@ -152,6 +159,33 @@ def _status(flags: argparse.Namespace) -> int:
     return 0
 
 
+def _advance(flags: argparse.Namespace) -> int:
+    from datetime import date
+
+    from fedlearn.deployment.folder import Folder
+    from fedlearn.deployment.site_clock import SiteClock
+
+    part = Folder(flags.folder).node(flags.node)
+    clock = SiteClock.read(part.path).advanced(flags.to, flags.on, date.today())
+    clock.write(part.path)
+    later = [f"{index} from {on}" for index, on in sorted((clock.dates or {}).items())]
+    _say(f"node {flags.node} is in experience {'; '.join([str(clock.at(date.today())), *later])}")
+    return 0
+
+
+def _audit(flags: argparse.Namespace) -> int:
+    from fedlearn.deployment.audit import read_audit, told
+    from fedlearn.deployment.folder import Folder
+
+    part = Folder(flags.folder).node(flags.node)
+    sent = read_audit(part.audit)
+    if not sent:
+        _say(f"nothing has left node {flags.node}: {part.audit} is empty")
+    for line in told(sent):
+        _say(line)
+    return 0
+
+
 def _stop(flags: argparse.Namespace) -> int:
     from fedlearn.deployment.control import Control
     from fedlearn.deployment.folder import Folder
@@ -164,6 +198,11 @@ def _stop(flags: argparse.Namespace) -> int:
     control.stop(flags.run)
     _say(f"run {flags.run} is stopped")
     return 0
+
+
+def _check_data(data: str | None) -> None:
+    if data is not None and ":" not in data and not Path(data).exists():
+        raise ConfigError(f"--data={data}: there is no such file or folder")
 
 
 def _check_port(flag: str, port: int) -> None:
@@ -190,11 +229,18 @@ _OPTIONS = {
     "superlink": [_option("--listen", default="0.0.0.0")],  # noqa: S104 - nodes come from anywhere
     "supernode": [
         _option("--node", type=int, required=True),
+        _option("--data"),
         _option("--device", default="cpu"),
         _option("--threads", type=int, default=1),
         _option("--local-port", type=int),
     ],
     "status": [],
+    "advance": [
+        _option("--node", type=int, required=True),
+        _option("--to", type=int),
+        _option("--on"),
+    ],
+    "audit": [_option("--node", type=int, required=True)],
     "stop": [_option("--run", type=int, required=True)],
 }
 _ACTIONS = {
@@ -202,5 +248,7 @@ _ACTIONS = {
     "superlink": _superlink,
     "supernode": _supernode,
     "status": _status,
+    "advance": _advance,
+    "audit": _audit,
     "stop": _stop,
 }

@@ -47,6 +47,9 @@ if TYPE_CHECKING:
 SCENARIO_BUILDER = "scenarios.build.build_scenario"
 """Where dataset, stream and partition meet; named here, because the engine imports no plug-in."""
 
+ON_SITE, DEPLOYMENT = "on_site", "deployment"
+"""The partition and the clock that each client's machine has of its own, and where they are."""
+
 DUTIES = {
     "dataset": ("train", "test", "num_classes", "digest"),
     "scenario": ("lay_out",),
@@ -181,6 +184,12 @@ def build(plan: Plan) -> Experiment:
         ConfigError: The data cannot be read, or the parts do not fit together.
     """
     composed, settings = plan.composed, plan.settings
+    for group in ("partition", "clock"):
+        if composed.choices[group] == ON_SITE and composed.choices["runtime"] != DEPLOYMENT:
+            raise ConfigError(
+                f"{group}=on_site: is for runtime=deployment, whose clients have machines of their "
+                f"own, and runtime={composed.choices['runtime']} has none"
+            )
     scenario = _placed(load_scenario(plan), plan.runtime.devices)
     _check_kind(composed, scenario.kind)
     if settings.manifest is not None:
@@ -388,7 +397,8 @@ def _model_factory(plan: Plan, scenario: Scenario) -> Callable[[], nn.Module]:
 
     with blaming("model", plan.composed):
         model = build_model().eval()
-        x = scenario.train.inputs(torch.zeros(1, dtype=torch.int64))  # of the samples' own type
+        known = scenario.train if len(scenario.train) else scenario.test
+        x = known.inputs(torch.zeros(1, dtype=torch.int64))  # of the samples' own type
         x = x.to(plan.device)
         try:
             with torch.no_grad():

@@ -39,6 +39,8 @@ def query(message: Message, context: Context) -> Message:
 def _answer(message: Message, context: Context) -> Message:
     """Answer in this process, which Flower started for this one message: slow, but it works."""
     from fedlearn.deployment.node import Node
+    from fedlearn.deployment.packing import packed
 
     node = Node(int(context.node_config[records.PARTITION_ID]))
-    return node.answer(message, node.configuration(context.run_config), context.state)
+    reply = node.answer(message, node.configuration(context.run_config), context.state)
+    return packed(reply)

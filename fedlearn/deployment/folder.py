@@ -103,6 +103,11 @@ class Folder:
         """The server's own folder."""
         return self.path / "server"
 
+    @property
+    def audit(self) -> Path:
+        """Of a node's part: the record of what has left the node."""
+        return self.path / "audit.jsonl"
+
     def node(self, number: int) -> "Folder":
         """Return a node's part.
 

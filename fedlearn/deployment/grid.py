@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from flwr.app import Message, RecordDict
+from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedlearn import records
@@ -103,13 +103,15 @@ class DeploymentGrid(Grid):
         sent = dict(zip(self._grid.push_messages(batch), batch, strict=True))
         waiting = {key: message for key, message in sent.items() if key is not None}
         limit = min(timeout or math.inf, self._patience.round_s)
-        end = time.monotonic() + limit
+        begun = time.monotonic()
+        end = begun + limit
         replies: list[Message] = []
         while waiting:
             for reply in self._grid.pull_messages(list(waiting)):
                 asked = waiting.pop(reply.metadata.reply_to_message_id, None)
                 if asked is not None:
                     replies.append(_from_client(reply, asked))
+                    _note_round_trip(replies[-1], time.monotonic() - begun)
             if not waiting or time.monotonic() > end:
                 break
             time.sleep(PAUSE)
@@ -147,6 +149,12 @@ class DeploymentGrid(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Pass on."""
         return cast(Iterable[Message], self._grid.pull_messages(message_ids))
+
+
+def _note_round_trip(reply: Message, seconds: float) -> None:
+    """Add to a turn's metrics how long the server waited for it."""
+    if reply.has_content() and reply.metadata.message_type == MessageType.TRAIN:
+        records.metrics_of(reply)["node-round-trip-s"] = seconds
 
 
 def _from_client(reply: Message, asked: Message) -> Message:

@@ -75,7 +75,9 @@ def superlink(folder: Folder, listen: str) -> list[Child]:
     ]
 
 
-def supernode(part: Folder, number: int, port: int, device: str, threads: int) -> list[Child]:
+def supernode(
+    part: Folder, number: int, port: int, device: str, threads: int, data: str | None = None
+) -> list[Child]:
     """Return a node's processes.
 
     Args:
@@ -84,6 +86,7 @@ def supernode(part: Folder, number: int, port: int, device: str, threads: int) -
         port: On this machine only, where its trainer asks for tasks.
         device: Where it trains.
         threads: That torch may use.
+        data: See `fedlearn.deployment.node.Node`.
     """
     facts = part.facts
     environment = _environment(part.path)
@@ -108,7 +111,7 @@ def supernode(part: Folder, number: int, port: int, device: str, threads: int) -
             "trainer",
             [
                 *(sys.executable, "-m", "fedlearn.deployment.trainer"),
-                *(str(part.path), str(port), device, str(threads)),
+                *(str(part.path), str(port), device, str(threads), *([data] if data else [])),
             ],
             part.path / "logs" / "trainer.log",
             environment,

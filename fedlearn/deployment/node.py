@@ -1,21 +1,31 @@
 """A node: one client's data, model and state, and what answers the server's messages with them."""
 
-import logging
+import dataclasses
+import time
 from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from flwr.app import Message, RecordDict
+from flwr.app import Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedlearn import records
 from fedlearn.client import make_client_app
+from fedlearn.commands.run import importable
 from fedlearn.config.composition import Composed
+from fedlearn.config.errors import ConfigError
+from fedlearn.config.experiment import ON_SITE, Experiment, build, prepare
 from fedlearn.deployment.configuration import Configuration, read_configuration
-from fedlearn.deployment.packing import packer, unpacked
+from fedlearn.deployment.load import load_of
+from fedlearn.deployment.packing import unpacked
+from fedlearn.deployment.site_clock import SiteClock, note_experience, schedule_at_site
+from fedlearn.deployment.states import STATES
+from fedlearn.run import make_client
 from fedlearn.runtimes.serial import make_context
-
-_log = logging.getLogger(__name__)
+from fedlearn.schedule import Schedule
 
 TARGET = "_target_"
 
@@ -33,6 +43,8 @@ class Node:
         admin_public: Path | None = None,
         device: str = "cpu",
         threads: int = 1,
+        data: str | None = None,
+        folder: Path | None = None,
     ) -> None:
         """Make a node; nothing is loaded yet.
 
@@ -41,12 +53,18 @@ class Node:
             admin_public: By which it knows the configurations that it obeys; None for any.
             device: Where samples and model are, e.g. ``cuda:0``.
             threads: That torch may use.
+            data: Where this machine has what the run's data set reads: a file or a folder; or a
+                loader of its own, ``module:function``. None for where the run says.
+            folder: The node's own, where its site's clock is; None for a node without.
         """
         self.client_id = client_id
         self._admin_public = admin_public
         self._device = device
         self._threads = threads
-        self._built: tuple[Configuration, ClientApp] | None = None
+        self._data = data
+        self._folder = folder
+        self._built: tuple[Configuration, Experiment] | None = None
+        self._app: tuple[Schedule, ClientApp] | None = None
 
     def configuration(self, carried: Mapping[str, Any]) -> Configuration:
         """Return the configuration that Flower carried here.
@@ -60,7 +78,7 @@ class Node:
         return read_configuration(carried, self._admin_public)
 
     def answer(self, message: Message, told: Configuration, state: RecordDict) -> Message:
-        """Return the reply to a message.
+        """Return the reply to a message, not packed.
 
         Args:
             message: Of the server.
@@ -70,24 +88,50 @@ class Node:
         Raises:
             ConfigError: The configuration cannot run here.
         """
-        app = self._app(told)
-        context = make_context(self.client_id + 1, state)
-        reply = app(unpacked(message), context)
-        if reply.has_content():
-            reply.content = packer()(reply.content)
+        training = message.metadata.message_type == MessageType.TRAIN
+        experiment = self._experiment(told)
+        message = unpacked(message)
+        schedule, own = experiment.schedule, {}
+        if training and experiment.choices["clock"] == ON_SITE:
+            now = records.read_instruction(message).server_round
+            schedule = self._site_schedule(told.run, schedule, now)
+            own["node-experience"] = float(schedule.experience(self.client_id, now) or 0)
+        app = self._app_of(experiment, schedule)
+        started = time.perf_counter()
+        reply = app(message, make_context(self.client_id + 1, state))
+        if training and reply.has_content():
+            own |= {"node-seconds": time.perf_counter() - started}
+            records.metrics_of(reply).update({**own, **load_of(torch.device(self._device))})
         return reply
 
-    def _app(self, told: Configuration) -> ClientApp:
-        """Return the app for a run, built when the run is new."""
+    def _experiment(self, told: Configuration) -> Experiment:
+        """Return a run's parts, built when the run is new."""
         if self._built is None or self._built[0] != told:
-            self._built = None  # two do not fit into memory, maybe
+            self._built = self._app = None  # two do not fit into memory, maybe
             self._built = told, self._build(told.composed)
         return self._built[1]
 
-    def _build(self, composed: Composed) -> ClientApp:
-        from fedlearn.config.experiment import build, prepare
-        from fedlearn.run import make_client
+    def _app_of(self, experiment: Experiment, schedule: Schedule) -> ClientApp:
+        """Return the client's app, made anew when its clock was moved on."""
+        if self._app is None or self._app[0] is not schedule:
+            there = dataclasses.replace(experiment, schedule=schedule)
+            self._app = schedule, make_client_app(make_client(there))
+        return self._app[1]
 
+    def _site_schedule(self, run: str, nominal: Schedule, server_round: int) -> Schedule:
+        """Return the run's clock with this client's row as the site has it."""
+        if self._folder is None:
+            raise ConfigError("clock=on_site: needs a node's folder; fedlearn deploy supernode")
+        reached = SiteClock.read(self._folder).at(date.today())
+        seen = note_experience(
+            self._folder / STATES / run, reached, nominal.num_experiences, server_round
+        )
+        schedule = schedule_at_site(nominal, self.client_id, seen)
+        known = self._app[0] if self._app else nominal
+        same = np.array_equal(known.begins, schedule.begins)
+        return known if same else schedule
+
+    def _build(self, composed: Composed) -> Experiment:
         torch.set_num_threads(self._threads)
         here = {
             "runtime": {
@@ -97,5 +141,32 @@ class Node:
             },
             "tracker": {TARGET: "fedlearn.tracking.tracker.NoTracker"},
         }
-        experiment = build(prepare(Composed({**composed.tree, **here}, composed.choices)))
-        return make_client_app(make_client(experiment))
+        tree = {**composed.tree, **here}
+        if self._data is not None:
+            tree["dataset"] = at_site(tree["dataset"], composed.choices["dataset"], self._data)
+        if composed.choices["partition"] == ON_SITE:
+            tree["partition"]["client"] = self.client_id
+        with importable(Path.cwd()):
+            return build(prepare(Composed(tree, composed.choices)))
+
+
+def at_site(dataset: Mapping[str, Any], choice: str, data: str) -> dict[str, Any]:
+    """Return a run's data set with this machine's samples in place of the server's.
+
+    Args:
+        dataset: What the run's configuration says of it.
+        choice: What it is called there.
+        data: A file or a folder; or ``module:function``, which returns a data set.
+
+    Raises:
+        ConfigError: The data set reads no files.
+    """
+    module, colon, function = data.partition(":")
+    if colon and not Path(data).exists():
+        return {TARGET: f"{module}.{function}"}
+    for key in ("path", "root"):
+        if key in dataset:
+            return {**dataset, key: str(Path(data).expanduser().absolute())}
+    raise ConfigError(
+        f"--data={data}: dataset={choice} reads no files; name a loader, module:function"
+    )

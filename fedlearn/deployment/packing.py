@@ -106,6 +106,13 @@ def _unpack(layout: Layout, data: bytes) -> dict[str, ArrayRecord]:
     return made
 
 
+def packed(reply: Message) -> Message:
+    """Return a reply with its content packed."""
+    if reply.has_content():
+        reply.content = packer()(reply.content)
+    return reply
+
+
 def unpacked(reply: Message) -> Message:
     """Return a reply with its content as it was packed.
 

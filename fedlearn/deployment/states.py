@@ -23,7 +23,8 @@ from fedlearn.deployment.packing import LAYOUT, PACKED, packer, unpack
 KEPT_RUNS = 3
 """Runs whose states stay on disk: the latest ones."""
 
-STATE = "state"
+STATES, STATE = "states", "state"
+"""The folder of a node's part that they are in, and the file in a run's folder in it."""
 
 _log = logging.getLogger(__name__)
 
@@ -66,8 +67,8 @@ class StateFiles:
     def save(self, run: str) -> None:
         """Have the state of a run on disk, all of it or, should this be cut off, what was there."""
         path = self._path(run)
-        if not path.parent.is_dir():
-            path.parent.mkdir(parents=True, mode=0o700)
+        if not path.exists():
+            path.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
             self._tidy()
         draft = path.with_suffix(".draft")
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

@@ -29,10 +29,12 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
 from fedlearn.config.errors import one_line
+from fedlearn.deployment.audit import Audit
 from fedlearn.deployment.configuration import Configuration
 from fedlearn.deployment.folder import Folder
 from fedlearn.deployment.node import Node
-from fedlearn.deployment.states import StateFiles
+from fedlearn.deployment.packing import packed
+from fedlearn.deployment.states import STATES, StateFiles
 
 PAUSE = 0.1
 """Seconds between questions for a task; they go to a process on this machine."""
@@ -45,18 +47,22 @@ _log = logging.getLogger(__name__)
 class Trainer:
     """Answers the tasks of one SuperNode."""
 
-    def __init__(self, node: Node, states: StateFiles, address: str, secret: bytes) -> None:
+    def __init__(
+        self, node: Node, states: StateFiles, audit: Audit, address: str, secret: bytes
+    ) -> None:
         """Make one.
 
         Args:
             node: Answers the messages.
             states: Keeps what it carries from one to the next.
+            audit: Writes down what leaves.
             address: Of the SuperNode's runtime API, on this machine.
             secret: Tells the SuperNode that the one who asks may have tasks.
         """
         self._node = node
         self._address = address
         self._states = states
+        self._audit = audit
         self._asking = self._client(
             SuperExecAuthHttpInterceptor(
                 master_secret=secret, protected_methods=frozenset({ACQUIRE})
@@ -93,9 +99,11 @@ class Trainer:
         status, details = SubStatus.FAILED, "lost"
         try:
             message, context, _, _ = pull_task_input(client)
-            started = time.perf_counter()
+            started, run = time.perf_counter(), ""
             try:
-                reply = self._answer(message, self._node.configuration(context.run_config))
+                told = self._node.configuration(context.run_config)
+                run = told.run
+                reply = self._answer(message, told)
                 status, details = SubStatus.COMPLETED, ""
             except Exception as error:  # costs this client its turn, and nobody anything else
                 _log.warning("a message could not be answered", exc_info=True)
@@ -104,7 +112,8 @@ class Trainer:
                 reply = Message(Error(code=code, reason=details), reply_to=message)
             context.state = RecordDict()  # stays here
             seconds = time.perf_counter() - started
-            push_message(client, reply, context)
+            self._audit.note(run, reply)
+            push_message(client, packed(reply), context)
             push_task_output(client, context, status, details)
             _log.info("%s answered in %.2f s", message.metadata.message_type, seconds)
         finally:
@@ -136,17 +145,19 @@ class Trainer:
         )
 
 
-def main(path: Path, port: int, device: str, threads: int) -> None:
+def main(path: Path, port: int, device: str, threads: int, data: str | None) -> None:
     """Serve the SuperNode of a node's folder until the process ends."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     folder = Folder(path)
     number = json.loads((folder.path / "node.json").read_text(encoding="utf-8"))["node"]
-    node = Node(number, folder.admin_public, device, threads)
+    node = Node(number, folder.admin_public, device, threads, data, folder.path)
     secret = (folder.path / "executor.secret").read_bytes()
-    states = StateFiles(folder.path / "states")
-    Trainer(node, states, f"127.0.0.1:{port}", secret).serve()
+    states = StateFiles(folder.path / STATES)
+    audit = Audit(folder.audit)
+    Trainer(node, states, audit, f"127.0.0.1:{port}", secret).serve()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
+    _path, _port, _device, _threads, *_data = sys.argv[1:]
+    main(Path(_path), int(_port), _device, int(_threads), _data[0] if _data else None)

@@ -20,7 +20,8 @@ class Charts:
     Every row holds ``round`` and ``experience``, the two axes. A round's row:
     ``server/{accuracy, loss}``, ``server/experience_<j>/accuracy``; ``client/<id>/{loss,
     num_examples, steps, replayed, state_bytes, ...}`` (whatever clients report) for up to 20
-    clients, else ``client/{mean, p10, p90}/...`` and ``client/worst/loss``;
+    clients, else ``client/{mean, p10, p90}/...`` and ``client/worst/loss``; likewise
+    ``node/<id>/{seconds, round_trip_s, load, memory, gpu_memory}`` of a deployment's machines;
     ``comm/{up, down}_bytes`` and ``comm/cumulative_{up, down}_bytes``;
     ``time/{round_s, train_s, evaluate_s}``; ``cohort/{idle, dropped, diverged, quarantined,
     failed}``, numbers of clients; ``aggregated/...``. An experience's row: ``cl/...``,
@@ -63,7 +64,11 @@ class Charts:
         clients = event.get("clients", {})
         for metric in dict.fromkeys(name for each in clients.values() for name in each):
             told = {key: each.get(metric) for key, each in clients.items()}
-            row |= self._clients(metric, told, worst=max if metric == "loss" else None)
+            worst = max if metric == "loss" else None
+            if metric.startswith("node_"):
+                row |= self._clients("node", metric.removeprefix("node_"), told, worst)
+            else:
+                row |= self._clients("client", metric, told, worst)
         return row
 
     def experience_row(self, event: Event) -> Row:
@@ -79,23 +84,25 @@ class Charts:
             "experience": event["experience"],
             **_numbers("cl", event["cl"]),
             **_numbers("client_accuracy", event.get("client", {})),
-            **self._clients("accuracy", means, worst=min),
+            **self._clients("client", "accuracy", means, worst=min),
         }
 
-    def _clients(self, metric: str, told: Mapping[str, float | None], worst: Worst | None) -> Row:
+    def _clients(
+        self, prefix: str, metric: str, told: Mapping[str, float | None], worst: Worst | None
+    ) -> Row:
         """Return a metric of each client, or its spread where there are too many of them."""
         known = {key: value for key, value in told.items() if value is not None}
         if not self.summarises_clients:
-            return {f"client/{key}/{metric}": value for key, value in known.items()}
+            return {f"{prefix}/{key}/{metric}": value for key, value in known.items()}
         if not known:
             return {}
         values = list(known.values())
         row: Row = {
-            f"client/mean/{metric}": float(np.mean(values)),
-            f"client/p10/{metric}": float(np.percentile(values, 10)),
-            f"client/p90/{metric}": float(np.percentile(values, 90)),
+            f"{prefix}/mean/{metric}": float(np.mean(values)),
+            f"{prefix}/p10/{metric}": float(np.percentile(values, 10)),
+            f"{prefix}/p90/{metric}": float(np.percentile(values, 90)),
         }
-        return row if worst is None else {**row, f"client/worst/{metric}": worst(values)}
+        return row if worst is None else {**row, f"{prefix}/worst/{metric}": worst(values)}
 
     def _count(self, comm: Mapping[str, int]) -> None:
         for name in self._sent:

@@ -41,7 +41,7 @@ FINISH_TIMEOUT_S = 20.0
 _MODES = ("auto", "online", "offline", "disabled")
 _SYNONYMS = {"dryrun": "offline", "run": "online"}  # values of WANDB_MODE that W&B accepts too
 _STEPS = {
-    "round": ("server/*", "client/*", "comm/*", "time/*", "cohort/*", "aggregated/*"),
+    "round": ("server/*", "client/*", "node/*", "comm/*", "time/*", "cohort/*", "aggregated/*"),
     "experience": ("cl/*", "client_accuracy/*"),
 }
 

@@ -32,6 +32,7 @@ def from_arrays(
     tags: Mapping[str, tuple[Array, Array]] | None = None,
     mean: float | Sequence[float] = 0.0,
     std: float | Sequence[float] = 1.0,
+    num_classes: int | None = None,
 ) -> Dataset:
     """Return a data set of NumPy arrays or torch tensors, which it copies only where it must.
 
@@ -49,24 +50,27 @@ def from_arrays(
         tags: By name, whole numbers from 0 of training samples (n,) and of test samples (m,).
         mean: Of bytes only, on the scale of 0 to 1: one number, or one a channel.
         std: Likewise, greater than 0.
+        num_classes: C, where these are one of several machines' parts of a whole, in which classes
+            may be missing; either store may then be empty. None for the largest label + 1.
 
     Returns:
-        C is the largest label + 1. The digest is that of the converted arrays, before targets are
+        The digest is that of the converted arrays, before targets are
         standardised, and of tags, `mean` and `std` where given.
 
     Raises:
         ValueError: An array is empty or of no such type, or see `Dataset`; the message starts with
             the array's name or the data set's.
     """
-    x = [_inputs(key, each) for key, each in (("x_train", x_train), ("x_test", x_test))]
-    y = [_answers(key, each) for key, each in (("y_train", y_train), ("y_test", y_test))]
+    partial = num_classes is not None
+    x = [_inputs(key, each, partial) for key, each in (("x_train", x_train), ("x_test", x_test))]
+    y = [_answers(key, each, partial) for key, each in (("y_train", y_train), ("y_test", y_test))]
     if y[0].is_floating_point() != y[1].is_floating_point():
         raise ValueError(f"y_train is {y[0].dtype} and y_test {y[1].dtype}: labels or targets?")
     for part, inputs, answers in zip(("train", "test"), x, y, strict=True):
         if len(inputs) != len(answers):
             raise ValueError(f"x_{part} holds {len(inputs)} samples, y_{part} {len(answers)}")
     known = {
-        tag: (_whole(f"tag_{tag}_train", train), _whole(f"tag_{tag}_test", test))
+        tag: (_whole(f"tag_{tag}_train", train, partial), _whole(f"tag_{tag}_test", test, partial))
         for tag, (train, test) in (tags or {}).items()
     }
     channels = x[0].shape[1] if x[0].ndim == 4 else 1
@@ -78,13 +82,16 @@ def from_arrays(
         *used,
     )
     if y[0].is_floating_point():
+        if partial:
+            raise ValueError(f"dataset.num_classes={num_classes}: y_train holds targets, no labels")
         if y[0].shape[1] != y[1].shape[1]:
             raise ValueError(
                 f"y_train has {y[0].shape[1]} targets a sample, y_test {y[1].shape[1]}"
             )
         num_classes, (train_y, test_y) = y[0].shape[1], standardised(*y)
     else:
-        num_classes, (train_y, test_y) = int(max(each.max() for each in y)) + 1, y
+        train_y, test_y = y
+        num_classes = num_classes or int(max(each.max() for each in y)) + 1
     return Dataset(
         name,
         Samples(x[0], train_y, *change),
@@ -92,11 +99,15 @@ def from_arrays(
         num_classes,
         content,
         known,
+        partial=partial,
     )
 
 
 def arrays(
-    path: str | None = None, mean: float | Sequence[float] = 0.0, std: float | Sequence[float] = 1.0
+    path: str | None = None,
+    mean: float | Sequence[float] = 0.0,
+    std: float | Sequence[float] = 1.0,
+    num_classes: int | None = None,
 ) -> Dataset:
     """Return the arrays ``x_train``, ``y_train``, ``x_test`` and ``y_test``; see `from_arrays`.
 
@@ -108,6 +119,9 @@ def arrays(
             with an ``.npy`` file for each array.
         mean: Of images of bytes: one number, or one a channel.
         std: Likewise, greater than 0.
+        num_classes: Where the file is one of several machines' parts of a whole: how many classes
+            the whole has. ``x_train`` and ``y_train``, or ``x_test`` and ``y_test``, may then be
+            missing. None for the largest label + 1.
 
     Raises:
         ValueError: The file is missing, damaged or lacks an array, or see `from_arrays`.
@@ -119,6 +133,8 @@ def arrays(
         )
     place = Path(path).expanduser()
     held = _read(place)
+    if num_classes is not None:
+        held = _completed(held)
     tags: dict[str, dict[str, Array]] = {}
     for key, array in held.items():
         named = _TAG.fullmatch(key)
@@ -143,11 +159,25 @@ def arrays(
             tags=pairs,
             mean=mean,
             std=std,
+            num_classes=num_classes,
         )
     except ValueError as error:
         if str(error).startswith("dataset."):  # a setting, not the file
             raise
         raise ValueError(f"{place}: {error}") from error
+
+
+def _completed(held: dict[str, Array]) -> dict[str, Array]:
+    """Return arrays with empty ones in place of a whole store that is missing."""
+    for part, other in (("train", "test"), ("test", "train")):
+        there = {key for key in held if key.endswith(f"_{part}")}
+        if not there:
+            held |= {
+                f"{key.removesuffix(other)}{part}": array[:0]
+                for key, array in held.items()
+                if key.endswith(f"_{other}")
+            }
+    return held
 
 
 def _read(place: Path) -> dict[str, Array]:
@@ -173,7 +203,7 @@ def _read(place: Path) -> dict[str, Array]:
     raise ValueError(f"dataset.path={place}: must be a folder, or end in .npz, .pt or .pth")
 
 
-def _tensor(key: str, array: Array) -> Tensor:
+def _tensor(key: str, array: Array, partial: bool = False) -> Tensor:
     """Return the array as a tensor in the CPU's memory, shared where that is possible."""
     if isinstance(array, Tensor):
         tensor = array.detach().cpu()
@@ -188,29 +218,29 @@ def _tensor(key: str, array: Array) -> Tensor:
         # torch wants the machine's own byte order, and memory that may be written to
         native = given.astype(given.dtype.newbyteorder("="), copy=False)
         tensor = torch.from_numpy(np.require(native, requirements=["C", "W"]))
-    if not len(tensor.shape) or not len(tensor):
+    if not len(tensor.shape) or not (len(tensor) or partial):
         raise ValueError(f"{key} is empty")
     return tensor.contiguous()
 
 
-def _inputs(key: str, array: Array) -> Tensor:
-    x = _tensor(key, array)
+def _inputs(key: str, array: Array, partial: bool) -> Tensor:
+    x = _tensor(key, array, partial)
     if x.dtype == torch.uint8:
         return x
-    return x.float() if x.is_floating_point() or x.dtype == torch.bool else _whole(key, x)
+    return x.float() if x.is_floating_point() or x.dtype == torch.bool else _whole(key, x, partial)
 
 
-def _answers(key: str, array: Array) -> Tensor:
+def _answers(key: str, array: Array, partial: bool) -> Tensor:
     """Return labels (n,) int64 or targets (n, outputs) float64."""
-    y = _tensor(key, array)
+    y = _tensor(key, array, partial)
     if y.is_floating_point():
         y = y.double()
         return y[:, None] if y.ndim == 1 else y
-    return _whole(key, y.flatten() if y.ndim == 2 and y.shape[1] == 1 else y)
+    return _whole(key, y.flatten() if y.ndim == 2 and y.shape[1] == 1 else y, partial)
 
 
-def _whole(key: str, array: Array) -> Tensor:
-    values = _tensor(key, array)
+def _whole(key: str, array: Array, partial: bool = False) -> Tensor:
+    values = _tensor(key, array, partial)
     if values.is_floating_point() or values.is_complex():
         raise ValueError(f"{key} is of type {values.dtype}, must be of whole numbers")
     return values.long()
