@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -111,19 +112,23 @@ def _superlink(flags: argparse.Namespace) -> int:
 
 def _supernode(flags: argparse.Namespace) -> int:
     from fedlearn.deployment.folder import NODE_PORT, Folder
-    from fedlearn.deployment.machines import check_server, supernode
+    from fedlearn.deployment.machines import server_answers, supernode
 
     part = Folder(flags.folder).node(flags.node)
     port = flags.local_port or NODE_PORT + flags.node
     _check_port("--local-port", port)
     if flags.threads < 1:
         raise ConfigError(f"--threads={flags.threads}: must be at least 1")
-    check_server(part)
+    _check_data(flags.data)
     _say(
         f"node {flags.node} of {part.facts.host}:{part.facts.port}, training on {flags.device}; "
         f"logs in {part.path / 'logs'}"
     )
-    _check_data(flags.data)
+    # a SuperNode that finds nobody asks again ever more rarely: it is started once it has a server
+    if not server_answers(part):
+        _say(f"waiting for {part.facts.host}:{part.facts.port}")
+        while not server_answers(part):
+            time.sleep(1.0)
     return _supervise(supernode(part, flags.node, port, flags.device, flags.threads, flags.data))
 
 

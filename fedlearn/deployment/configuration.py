@@ -86,5 +86,5 @@ def _composed_here(overrides: str) -> Configuration:
     """Compose what ``flwr run --run-config 'overrides="..."'`` asks for."""
     from fedlearn.config.composition import compose
 
-    job = compose(overrides.split())
+    job = compose(["runtime=deployment", "runtime.connection=flwr", *overrides.split()])
     return Configuration("flwr-run", fedlearn.__version__, job.tree, job.choices)

@@ -133,13 +133,14 @@ class Control:
         ]
         return sorted(nodes, key=lambda node: (node.client_id is None, node.client_id))
 
-    def submit(self, config: Mapping[str, str]) -> int:
+    def submit(self, config: Mapping[str, str], app: Mapping[str, str] = APP) -> int:
         """Start a run and return its Flower id.
 
         Args:
             config: The app's run configuration.
+            app: Its files.
         """
-        content, _ = build_fab_from_files({name: text.encode() for name, text in APP.items()})
+        content, _ = build_fab_from_files({name: text.encode() for name, text in app.items()})
         fab = Fab(hashlib.sha256(content).hexdigest(), content, {})
         with self._asking():
             reply = self._client.StartRun(

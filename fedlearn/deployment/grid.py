@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from flwr.app import Message, MessageType, RecordDict
 from flwr.serverapp import Grid
@@ -34,6 +34,69 @@ class Patience:
     quorum_s: float = 3600.0
 
 
+class Roll(Protocol):
+    """Says which node is which client.
+
+    Attributes:
+        num_clients: How many there are, connected or not.
+    """
+
+    num_clients: int
+
+    def present(self, grid: Any) -> dict[int, int]:
+        """Return the node ids of the clients that are connected, by client id."""
+        ...
+
+
+class KnownKeys:
+    """Knows clients by their nodes' public keys, which the SuperLink has checked.
+
+    Attributes:
+        num_clients: See `Roll`.
+    """
+
+    def __init__(self, clients: Mapping[bytes, int]) -> None:
+        """Make a roll.
+
+        Args:
+            clients: Client ids by public key.
+        """
+        self._clients = clients
+        self.num_clients = len(clients)
+
+    def present(self, grid: Any) -> dict[int, int]:
+        """Return the node ids of the clients that are connected, by client id."""
+        known = [node for node in grid.get_nodes() if node.public_key in self._clients]
+        return {self._clients[node.public_key]: node.node_id for node in known}
+
+
+class Asked:
+    """Asks nodes who they are, once: for a SuperLink without keys, as of ``flwr run`` at home.
+
+    Attributes:
+        num_clients: See `Roll`.
+    """
+
+    def __init__(self, num_clients: int) -> None:
+        """Make a roll of so many clients."""
+        self.num_clients = num_clients
+        self._known: dict[int, int] = {}
+
+    def present(self, grid: Any) -> dict[int, int]:
+        """Return the node ids of the clients that are connected, by client id."""
+        here = set(grid.get_node_ids())
+        asked = [
+            Message(RecordDict(), dst_node_id=node_id, message_type=MessageType.QUERY)
+            for node_id in sorted(here - self._known.keys())
+        ]
+        for reply in grid.send_and_receive(asked) if asked else ():
+            if reply.has_content():
+                told = records.metrics_of(reply).get(records.PARTITION_ID)
+                if isinstance(told, int) and 0 <= told < self.num_clients:
+                    self._known[reply.metadata.src_node_id] = told
+        return {self._known[node_id]: node_id for node_id in here & self._known.keys()}
+
+
 class DeploymentGrid(Grid):
     """Flower's own grid, with clients known by their keys, and deadlines.
 
@@ -41,28 +104,23 @@ class DeploymentGrid(Grid):
         description: What runs the clients, as JSON values.
     """
 
-    def __init__(self, grid: Any, clients: Mapping[bytes, int], patience: Patience) -> None:
+    def __init__(self, grid: Any, roll: Roll, patience: Patience) -> None:
         """Make one.
 
         Args:
             grid: Flower's, with ``get_nodes``.
-            clients: Client ids by public key.
+            roll: Which node is which client.
             patience: How long it waits.
         """
         self._grid = grid
-        self._clients = clients
+        self._roll = roll
         self._patience = patience
         self._missed: dict[int, float] = {}
-        self.description = {"executor": "deployment", "workers": len(clients)}
+        self.description = {"executor": "deployment", "workers": roll.num_clients}
 
     def nodes_of_clients(self) -> dict[int, int]:
         """Return the node ids of the clients that are connected, by client id."""
-        nodes = {
-            self._clients[node.public_key]: node.node_id
-            for node in self._grid.get_nodes()
-            if node.public_key in self._clients
-        }
-        return dict(sorted(nodes.items()))
+        return dict(sorted(self._roll.present(self._grid).items()))
 
     def gather(self) -> dict[int, int]:
         """Wait until a round can begin; return the node ids of those connected, by client id.
@@ -73,14 +131,14 @@ class DeploymentGrid(Grid):
         patience, begun = self._patience, time.monotonic()
         while True:
             nodes, now = self.nodes_of_clients(), time.monotonic()
-            missing = set(self._clients.values()) - nodes.keys()
+            missing = set(range(self._roll.num_clients)) - nodes.keys()
             self._missed = {k: self._missed.get(k, now) for k in missing}
             late = [k for k, since in self._missed.items() if now - since < patience.gather_s]
             if len(nodes) >= patience.quorum and not late:
                 return nodes
             if len(nodes) < patience.quorum and now - begun > patience.quorum_s:
                 raise RunFailedError(
-                    f"{len(nodes)} of {len(self._clients)} clients are connected after "
+                    f"{len(nodes)} of {self._roll.num_clients} clients are connected after "
                     f"{patience.quorum_s:.0f} s, and runtime.quorum={patience.quorum}"
                 )
             time.sleep(PAUSE)

@@ -119,13 +119,11 @@ def supernode(
     ]
 
 
-def check_server(part: Folder) -> None:
-    """Check that what answers at the server's address is this deployment's server.
-
-    One that does not answer yet is none of the node's mistakes.
+def server_answers(part: Folder) -> bool:
+    """Return whether this deployment's server answers at its address.
 
     Raises:
-        ConfigError: It is somebody else.
+        ConfigError: Somebody else does.
     """
     facts = part.facts
     where = f"{facts.host}:{facts.port}"
@@ -135,18 +133,16 @@ def check_server(part: Folder) -> None:
             socket.create_connection((facts.host, facts.port), timeout=10) as line,
             trust.wrap_socket(line, server_hostname=facts.host),
         ):
-            return
+            return True
     except ssl.SSLCertVerificationError as error:
         raise ConfigError(
             f"{where}: is not the server of this deployment, {one_line(error.verify_message)}: its "
             f"certificate is not signed by {part.authority}"
         ) from error
     except ssl.SSLError as error:
-        raise ConfigError(
-            f"{where}: does not speak TLS, so it is not a deployment's server"
-        ) from error
+        raise ConfigError(f"{where}: speaks no TLS, so it is no deployment's server") from error
     except OSError:
-        return
+        return False
 
 
 def _environment(home: Path) -> dict[str, str]:

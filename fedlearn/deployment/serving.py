@@ -14,9 +14,11 @@ from fedlearn.commands.logs import logging_to
 from fedlearn.config.experiment import build, prepare
 from fedlearn.deployment.configuration import read_configuration
 from fedlearn.deployment.folder import Folder
+from fedlearn.deployment.grid import Asked, KnownKeys
 from fedlearn.run import execute
 from fedlearn.runtimes.deployment import Deployment
 from fedlearn.tracking.background import Background
+from fedlearn.tracking.console import ConsoleTracker
 from fedlearn.tracking.jsonl import JsonlTracker, line_of
 from fedlearn.tracking.tracker import Event, Trackers
 
@@ -67,14 +69,20 @@ def serve(grid: Grid, context: Context) -> None:
         ConfigError: It cannot run.
         RunFailedError: It could not learn.
     """
-    folder = Folder(Path(os.environ[SERVER]))
-    told = read_configuration(context.run_config, folder.admin_public)
+    place = os.environ.get(SERVER)
+    folder = Folder(Path(place)) if place else None
+    told = read_configuration(context.run_config, folder.admin_public if folder else None)
     plan = prepare(told.composed)
     assert isinstance(plan.runtime, Deployment)
-    plan.runtime.give(grid, folder.clients_by_key())
+    if folder is not None:
+        plan.runtime.give(grid, KnownKeys(folder.clients_by_key()))
+        run_dir = folder.server / "runs" / told.run
+    else:  # a SuperLink of somebody's own, without our keys
+        plan.runtime.give(grid, Asked(plan.settings.num_clients))
+        run_dir = Path(plan.settings.out).absolute() / f"{told.run}-{context.run_id}"
     experiment = build(plan)
-    run_dir = folder.server / "runs" / told.run
     run_dir.mkdir(parents=True, exist_ok=True)
-    tracker = Background(Trackers([JsonlTracker(), experiment.tracker, Story()]))
+    teller = Story() if folder else ConsoleTracker()
+    tracker = Background(Trackers([JsonlTracker(), experiment.tracker, teller]))
     with logging_to(run_dir / "fedlearn.log"):
         execute(experiment, tracker, run_dir, {**told.tree, "choices": told.choices})

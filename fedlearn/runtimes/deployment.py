@@ -4,7 +4,7 @@
 this is the runtime that it opens.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch import nn
 from fedlearn.client import Client
 from fedlearn.config.errors import ConfigError
 from fedlearn.deployment.folder import Folder
-from fedlearn.deployment.grid import DeploymentGrid, Patience
+from fedlearn.deployment.grid import DeploymentGrid, Patience, Roll
 from fedlearn.runtimes.device_names import resolve
 from fedlearn.runtimes.inprocess import torch_threads
 from fedlearn.types import ContinualStrategy
@@ -65,7 +65,7 @@ class Deployment:
         self.connection = connection
         self._patience = Patience(round_s, quorum, gather_s, quorum_s)
         self._threads = threads
-        self._given: tuple[Any, Mapping[bytes, int]] | None = None
+        self._given: tuple[Any, Roll] | None = None
 
     def folder(self) -> Folder:
         """Return the deployment's folder.
@@ -81,14 +81,14 @@ class Deployment:
     def check(self, continual: ContinualStrategy, build_model: Callable[[], nn.Module]) -> None:
         """Do nothing: nodes train one model at a time, as the serial executor does."""
 
-    def give(self, grid: Any, clients: Mapping[bytes, int]) -> None:
+    def give(self, grid: Any, roll: Roll) -> None:
         """Say what Flower gave the server's app.
 
         Args:
             grid: Its grid.
-            clients: Client ids by public key.
+            roll: Which node is which client.
         """
-        self._given = grid, clients
+        self._given = grid, roll
 
     @contextmanager
     def open(self, client: Client) -> Iterator[DeploymentGrid]:
@@ -104,8 +104,8 @@ class Deployment:
             raise ConfigError(
                 "runtime=deployment: runs beside a SuperLink; fedlearn run submits it there"
             )
-        grid, clients = self._given
-        yield DeploymentGrid(grid, clients, self._patience)
+        grid, roll = self._given
+        yield DeploymentGrid(grid, roll, self._patience)
 
     def run(self, server_app: ServerApp, grid: DeploymentGrid) -> None:
         """Run `server_app` to its end."""
