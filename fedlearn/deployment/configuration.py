@@ -74,12 +74,13 @@ def read_configuration(carried: Mapping[str, Any], admin_public: Path | None) ->
             )
     elif not text:
         return _composed_here(str(carried.get(OVERRIDES, "")))
-    told = Configuration(**json.loads(text))
-    if told.version != fedlearn.__version__:
+    told = json.loads(text)
+    if told["version"] != fedlearn.__version__:  # whatever else another version tells
         raise ConfigError(
-            f"the run is for fedlearn {told.version}, and this machine has {fedlearn.__version__}"
+            f"the run is for fedlearn {told['version']}, and this machine has "
+            f"{fedlearn.__version__}"
         )
-    return told
+    return Configuration(**told)
 
 
 def _composed_here(overrides: str) -> Configuration:
