@@ -5,9 +5,12 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from fedlearn.config.errors import ConfigError, among, one_line
+
+if TYPE_CHECKING:
+    from fedlearn.deployment.folder import Folder
 
 HELP = """\
 usage: fedlearn deploy COMMAND DIR [options]
@@ -89,10 +92,9 @@ def _init(flags: argparse.Namespace) -> int:
 
 def _superlink(flags: argparse.Namespace) -> int:
     from fedlearn.deployment.control import Control
-    from fedlearn.deployment.folder import Folder
     from fedlearn.deployment.machines import superlink
 
-    folder = Folder(flags.folder)
+    folder = _server_folder(flags.folder)
     control = Control(folder)
 
     def ready() -> bool:
@@ -115,7 +117,7 @@ def _supernode(flags: argparse.Namespace) -> int:
     from fedlearn.deployment.machines import server_answers, supernode
 
     part = Folder(flags.folder).node(flags.node)
-    port = flags.local_port or NODE_PORT + flags.node
+    port = NODE_PORT + flags.node if flags.local_port is None else flags.local_port
     _check_port("--local-port", port)
     if flags.threads < 1:
         raise ConfigError(f"--threads={flags.threads}: must be at least 1")
@@ -148,9 +150,8 @@ def _status(flags: argparse.Namespace) -> int:
     from rich.table import Table
 
     from fedlearn.deployment.control import Control
-    from fedlearn.deployment.folder import Folder
 
-    control = Control(Folder(flags.folder))
+    control = Control(_server_folder(flags.folder))
     console = Console(highlight=False)
     nodes = Table("node", "is", "since", "Flower's id", box=None)
     for node in control.nodes():
@@ -193,9 +194,8 @@ def _audit(flags: argparse.Namespace) -> int:
 
 def _stop(flags: argparse.Namespace) -> int:
     from fedlearn.deployment.control import Control
-    from fedlearn.deployment.folder import Folder
 
-    control = Control(Folder(flags.folder))
+    control = Control(_server_folder(flags.folder))
     status = control.status(flags.run)
     if status.status == "finished":
         _say(f"run {flags.run} has ended already: {status.outcome}")
@@ -208,6 +208,16 @@ def _stop(flags: argparse.Namespace) -> int:
 def _check_data(data: str | None) -> None:
     if data is not None and ":" not in data and not Path(data).exists():
         raise ConfigError(f"--data={data}: there is no such file or folder")
+
+
+def _server_folder(path: Path) -> "Folder":
+    """Open the folder of the server's machine: a node's part does not know what it asks for."""
+    from fedlearn.deployment.folder import Folder
+
+    folder = Folder(path)
+    if not folder.server.is_dir():
+        raise ConfigError(f"{path}: is not the server's, {folder.server.name}/ is missing")
+    return folder
 
 
 def _check_port(flag: str, port: int) -> None:
