@@ -15,6 +15,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from torch import Tensor
 
 from fedlearn import records
+from fedlearn.config.errors import one_line
 
 PACKED, LAYOUT = "fedlearn.packed", "fedlearn.layout"
 """Keys of the one array, and of what it is made of."""
@@ -22,20 +23,28 @@ PACKED, LAYOUT = "fedlearn.packed", "fedlearn.layout"
 ALIGNED = 64
 """Bytes: every tensor begins at a multiple, so that it can be used where it lies."""
 
+_DTYPES = {
+    str(each).removeprefix("torch."): each
+    for each in vars(torch).values()
+    if isinstance(each, torch.dtype) and not str(each).startswith(("torch.q", "torch.bits"))
+}
+"""By name: of all that is plain numbers."""
+
 Layout = list[tuple[str, list[tuple[str, str, list[int]]]]]
 """Of each record, its key, and name, dtype and shape of each of its arrays, in their order."""
 
 
 def packer() -> Callable[[RecordDict], RecordDict]:
     """Return what packs contents; records that several of them share are packed once."""
-    done: dict[tuple[int, ...], tuple[ArrayRecord, str]] = {}
+    # what was packed is kept, or another record could come to have its id
+    done: dict[tuple[tuple[str, int], ...], tuple[dict[str, ArrayRecord], ArrayRecord, str]] = {}
 
     def pack(content: RecordDict) -> RecordDict:
         of_arrays = records.of_kind(content, ArrayRecord)
-        key = tuple(id(each) for each in of_arrays.values())
+        key = tuple((name, id(each)) for name, each in of_arrays.items())
         if key not in done:
-            done[key] = _pack(of_arrays)
-        packed, layout = done[key]
+            done[key] = of_arrays, *_pack(of_arrays)
+        _, packed, layout = done[key]
         others = {name: each for name, each in content.items() if name not in of_arrays}
         return RecordDict({**others, PACKED: packed, LAYOUT: ConfigRecord({"layout": layout})})
 
@@ -59,6 +68,7 @@ def _pack(of_arrays: dict[str, ArrayRecord]) -> tuple[ArrayRecord, str]:
 
 def _bytes_of(tensor: Tensor) -> bytes:
     flat = tensor.detach().cpu().contiguous().reshape(-1)
+    flat = flat.as_strided(flat.shape, (1,))  # one number is contiguous with any stride
     return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
 
 
@@ -77,10 +87,11 @@ def unpack(content: RecordDict) -> RecordDict:
     try:
         layout: Layout = json.loads(cast(str, told["layout"]))
         (array,) = arrays.values()
-        made = _unpack(layout, array.data)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"a packed message that cannot be read: {error}") from error
-    return RecordDict({**made, **others})
+        return RecordDict({**_unpack(layout, array.data), **others})
+    # RuntimeError is torch's for a view that cannot be, and Python's for JSON that is too deep
+    except (ValueError, TypeError, KeyError, OverflowError, RuntimeError) as error:
+        why = one_line(error)[:200]
+        raise ValueError(f"a packed message that cannot be read: {why}") from error
 
 
 def _unpack(layout: Layout, data: bytes) -> dict[str, ArrayRecord]:
@@ -91,9 +102,9 @@ def _unpack(layout: Layout, data: bytes) -> dict[str, ArrayRecord]:
     for key, arrays in layout:
         tensors: dict[str, Tensor] = {}
         for name, kind, shape in arrays:
-            dtype = getattr(torch, kind)
-            if not isinstance(dtype, torch.dtype) or any(n < 0 for n in shape):
+            if kind not in _DTYPES or any(type(n) is not int or n < 0 for n in shape):
                 raise ValueError(f"array {name!r} of {kind}{shape}")
+            dtype = _DTYPES[kind]
             size = math.prod(shape) * dtype.itemsize
             if at + size > len(data):
                 raise ValueError(f"{len(data)} bytes are too few")
