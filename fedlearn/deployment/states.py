@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +27,8 @@ KEPT_RUNS = 3
 STATES, STATE = "states", "state"
 """The folder of a node's part that they are in, and the file in a run's folder in it."""
 
+_NAME = re.compile("[A-Za-z0-9][A-Za-z0-9-]{0,99}")
+
 _log = logging.getLogger(__name__)
 
 
@@ -36,7 +39,7 @@ class StateError(RuntimeError):
 class StateFiles:
     """States of one client, one file a run.
 
-    A file is a line of JSON, with the sha256 of what follows, and all tensors as one block. It is
+    A file is the sha256 of what follows, a line of JSON, and all tensors as one block. It is
     replaced as a whole: a node that dies while it writes has the file of the turn before.
     """
 
@@ -69,7 +72,8 @@ class StateFiles:
         path = self._path(run)
         if not path.exists():
             path.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
-            self._tidy()
+            _sync(self._folder)
+            self._tidy(path.parent)
         draft = path.with_suffix(".draft")
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
@@ -81,37 +85,46 @@ class StateFiles:
         _sync(path.parent)
 
     def _path(self, run: str) -> Path:
-        if not run.replace("-", "").isalnum():  # it becomes a path
-            raise StateError(f"run {run!r}: is no name of a run")
+        if not _NAME.fullmatch(run):  # it becomes a path
+            raise StateError(f"run {run[:100]!r}: is no name of a run")
         return self._folder / run / STATE
 
-    def _tidy(self) -> None:
-        """Remove the states of all but the latest runs."""
-        runs = sorted(self._folder.iterdir(), key=lambda path: path.stat().st_mtime)
-        for old in runs[:-KEPT_RUNS]:
+    def _tidy(self, new: Path) -> None:
+        """Remove the states of all but the latest runs; `new` is one, whatever the clock says."""
+        others = [path for path in self._folder.iterdir() if path != new]
+        others.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        for old in others[KEPT_RUNS - 1 :]:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def _pieces(state: RecordDict) -> tuple[bytes, bytes]:
+def _pieces(state: RecordDict) -> tuple[bytes, bytes, bytes]:
     packed = packer()(state)
     (array,) = cast(ArrayRecord, packed[PACKED]).values()
     header = {
-        "sha256": hashlib.sha256(array.data).hexdigest(),
         LAYOUT: cast(ConfigRecord, packed[LAYOUT])["layout"],
         "values": {
             key: {name: _written(value) for name, value in record.items()}
             for key, record in records.of_kind(state, ConfigRecord).items()
         },
     }
-    return json.dumps(header).encode() + b"\n", array.data
+    line = json.dumps(header).encode() + b"\n"
+    return _digest(line, array.data) + b"\n", line, array.data
+
+
+def _digest(*pieces: bytes) -> bytes:
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest().encode()
 
 
 def _read(path: Path) -> RecordDict:
-    head, _, data = path.read_bytes().partition(b"\n")
+    digest, _, rest = path.read_bytes().partition(b"\n")
     try:
-        header: dict[str, Any] = json.loads(head)
-        if hashlib.sha256(data).hexdigest() != header["sha256"]:
+        if _digest(rest) != digest:
             raise ValueError("its checksum is wrong")
+        line, _, data = rest.partition(b"\n")
+        header: dict[str, Any] = json.loads(line)
         packed = RecordDict(
             {
                 PACKED: ArrayRecord({PACKED: Array("uint8", (len(data),), "raw", data)}),
