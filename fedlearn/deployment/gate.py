@@ -5,9 +5,10 @@ before it: it listens where nodes can reach it, and passes on calls of the fleet
 the SuperLink answers to registered keys only. Control stays on the server's own machine.
 """
 
+import re
 import ssl
 import sys
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,12 @@ class Gate:
         if scope["type"] == "lifespan":
             await self._live(receive, send)
             return
+        if scope["type"] != "http":
+            await send({"type": "websocket.close"})
+            return
         path = scope["path"]
-        # compared as it is passed on: no way round by dots
-        if scope["method"] != "POST" or not path.startswith(FLEET) or ".." in path or "%" in path:
+        # a name and nothing else, so that no way leads round: no dots, escapes, slashes
+        if scope["method"] != "POST" or not _CALL.fullmatch(path):
             await _answer(send, 403, b"only nodes are served here")
             return
         body = bytearray()
@@ -65,13 +69,14 @@ class Gate:
                 return
             if not message.get("more_body"):
                 break
-        headers = [pair for pair in scope["headers"] if pair[0] not in _HOP_BY_HOP]
+        headers = _kept(scope["headers"], _HOP_BY_HOP)
         try:
             reply = await self._client.post(path, content=bytes(body), headers=headers)
         except httpx.HTTPError as error:
             await _answer(send, 502, f"the SuperLink does not answer: {error}".encode())
             return
-        kept = [(k, v) for k, v in reply.headers.raw if k.lower() not in _HOP_BY_HOP]
+        # httpx has undone the encoding
+        kept = _kept(reply.headers.raw, _HOP_BY_HOP | {b"content-encoding"})
         await _answer(send, reply.status_code, reply.content, kept)
 
     async def _live(self, receive: Receive, send: Send) -> None:
@@ -84,7 +89,29 @@ class Gate:
             await send({"type": "lifespan.startup.complete"})
 
 
-_HOP_BY_HOP = {b"host", b"connection", b"content-length", b"transfer-encoding", b"content-encoding"}
+_CALL = re.compile(re.escape(FLEET) + "[a-z0-9-]+", re.ASCII)
+
+_HOP_BY_HOP = frozenset(
+    {
+        *(b"host", b"content-length"),  # told anew
+        *(b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer"),
+        *(b"transfer-encoding", b"upgrade", b"proxy-authenticate", b"proxy-authorization"),
+    }
+)
+
+
+def _kept(
+    headers: Iterable[tuple[bytes, bytes]], dropped: Collection[bytes]
+) -> list[tuple[bytes, bytes]]:
+    """Return the headers that are passed on: none of `dropped`, nor those of one connection."""
+    pairs = [(name.lower(), value) for name, value in headers]
+    named = {
+        each.strip().lower()
+        for name, value in pairs
+        if name == b"connection"
+        for each in value.split(b",")
+    }
+    return [pair for pair in pairs if pair[0] not in dropped and pair[0] not in named]
 
 
 async def _answer(
