@@ -161,9 +161,10 @@ class Server:
         board = self.scoreboard
         with span("baseline"):
             board.baseline = board.of_experiences(self._test(board.topics())[0])
+        known: Collection[int] = range(self._scenario.num_clients)
         for server_round in range(1, self._schedule.num_rounds + 1):
             if isinstance(grid, LosesClients):
-                nodes = self._gather(grid, nodes)
+                known = nodes = self._gather(grid, known)
             with span("round", round=server_round):
                 accuracy = self._round(grid, nodes, server_round)
             finishing = self._schedule.finishing(server_round)
@@ -193,13 +194,18 @@ class Server:
             self._warn(f"client {client_id} did not answer; the run goes on without it")
         return dict(sorted(nodes.items()))
 
-    def _gather(self, grid: LosesClients, before: Mapping[int, int]) -> dict[int, int]:
-        """Return the node ids of the clients that this round can be among."""
+    def _gather(self, grid: LosesClients, before: Collection[int]) -> dict[int, int]:
+        """Return the node ids of the clients that this round can be among.
+
+        Args:
+            grid: Where they are.
+            before: The clients of the round before; of the first one, all.
+        """
         with span("gather"):
             nodes = grid.gather()
-        for client_id in sorted(before.keys() - nodes.keys()):
+        for client_id in sorted(set(before) - nodes.keys()):
             self._warn(f"client {client_id} is not connected; the run goes on without it")
-        for client_id in sorted(nodes.keys() - before.keys()):
+        for client_id in sorted(nodes.keys() - set(before)):
             self._warn(f"client {client_id} is connected")
         whole = len(nodes) == self._scenario.num_clients
         self._reachable = None if whole else np.array(list(nodes), dtype=np.int64)

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, Protocol, cast
 
 from flwr.app import Message, MessageType, RecordDict
@@ -158,12 +159,18 @@ class DeploymentGrid(Grid):
             message.content = pack(message.content)
             # what waits for a node that is gone is not for it to find when it is back
             message.metadata.ttl = min(message.metadata.ttl, self._patience.round_s)
-        sent = dict(zip(self._grid.push_messages(batch), batch, strict=True))
-        waiting = {key: message for key, message in sent.items() if key is not None}
-        limit = min(timeout or math.inf, self._patience.round_s)
+        # Flower has an empty id for a message that it refused, and no ids for too large a batch
+        pushed = zip_longest(self._grid.push_messages(batch), batch)
+        waiting: dict[str, Message] = {}
+        replies: list[Message] = []
+        for key, message in pushed:
+            if key:
+                waiting[key] = message
+            else:
+                replies.append(records.error_reply(message, "the SuperLink refused its message"))
+        limit = min(math.inf if timeout is None else timeout, self._patience.round_s)
         begun = time.monotonic()
         end = begun + limit
-        replies: list[Message] = []
         while waiting:
             for reply in self._grid.pull_messages(list(waiting)):
                 asked = waiting.pop(reply.metadata.reply_to_message_id, None)
@@ -220,8 +227,10 @@ def _from_client(reply: Message, asked: Message) -> Message:
 
     Flower signs its own errors as node 1.
     """
-    if reply.has_error() and reply.metadata.src_node_id != asked.metadata.dst_node_id:
-        return Message(reply.error, reply_to=asked)
+    if reply.metadata.src_node_id != asked.metadata.dst_node_id:
+        if reply.has_error():
+            return Message(reply.error, reply_to=asked)
+        return records.error_reply(asked, "another node answered in its place")
     try:
         return unpacked(reply)
     except ValueError as error:
