@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -56,7 +57,19 @@ class Child:
     offset: int = 0
 
     def start(self) -> None:
-        """Start it."""
+        """Start it.
+
+        Raises:
+            GivenUpError: There is no such program, or no place for its log.
+        """
+        try:
+            self._start()
+        except (FileNotFoundError, PermissionError) as error:
+            raise GivenUpError(
+                f"{self.name} cannot be started: {error.filename}: {error.strerror}"
+            ) from error
+
+    def _start(self) -> None:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self.offset = log.tell()
@@ -105,21 +118,28 @@ def supervise(
                 pending = not once()
             time.sleep(0.2)
     finally:
-        signal.signal(signal.SIGTERM, before)
-        end(children)
+        try:
+            end(children)
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
 
 def end(children: Sequence[Child]) -> None:
-    """End processes, the last one first; by force those that take too long."""
+    """End processes, the last one first; by force those that take too long.
+
+    Whoever asks once more, by Ctrl-C or SIGTERM, has them ended by force at once.
+    """
     running = [child.process for child in reversed(children) if child.process is not None]
-    for process in running:
-        process.terminate()
-    deadline = time.monotonic() + GRACE_S
-    for process in running:
-        try:
-            process.wait(max(0.1, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
+    try:
+        for process in running:
+            process.terminate()
+        deadline = time.monotonic() + GRACE_S
+        for process in running:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.1, deadline - time.monotonic()))
+    finally:
+        for process in running:
+            process.kill()  # does nothing to one that has ended
             process.wait()
 
 
