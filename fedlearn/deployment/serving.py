@@ -46,16 +46,20 @@ class Story:
 
 
 def _tell(what: str, value: Mapping[str, Any]) -> None:
-    # one write, so that nothing comes between
+    # one write, so that nothing comes between; something may come before, on the same line
     sys.stdout.write(f"{MARK}{what} {line_of(value)}\n")
 
 
 def read_story(line: str) -> tuple[str, dict[str, Any]] | None:
     """Return what a line tells (``manifest``, ``event`` or ``summary``), or None for others'."""
-    if not line.startswith(MARK):
+    _, mark, told = line.partition(MARK)
+    what, _, value = told.partition(" ")
+    if not mark or what not in ("manifest", "event", "summary"):
         return None
-    what, _, value = line.removeprefix(MARK).partition(" ")
-    return what, json.loads(value)
+    try:
+        return what, json.loads(value)
+    except ValueError:
+        return None
 
 
 def serve(grid: Grid, context: Context) -> None:

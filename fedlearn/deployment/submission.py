@@ -59,6 +59,7 @@ def follow(control: Control, run_id: int) -> Iterator[tuple[str, dict[str, Any]]
         LostRunError: The run ended without a summary, or the SuperLink is gone for good.
     """
     told = 0
+    ended = False
     lost_at: float | None = None
     while True:
         try:
@@ -72,10 +73,14 @@ def follow(control: Control, run_id: int) -> Iterator[tuple[str, dict[str, Any]]
                 if story[0] == "summary":
                     return
             status = control.status(run_id)
-            if status.status.startswith(FINISHED):
+            lost_at = None
+            if ended:
                 why = status.details or status.outcome
                 raise LostRunError(f"run {run_id} ended at the server without a result: {why}")
-        except (httpx.HTTPError, ConfigError) as error:
+            # the lines that came just before the end may be missing from what was read: once more
+            ended = status.status.startswith(FINISHED)
+        # a ValueError is Flower's for a stream that ended within a message, and a `ConfigError`
+        except (httpx.HTTPError, ValueError) as error:
             lost_at = lost_at or time.monotonic()
             if time.monotonic() - lost_at > PATIENCE_S:
                 raise LostRunError(f"run {run_id} cannot be followed any more: {error}") from error
@@ -83,10 +88,8 @@ def follow(control: Control, run_id: int) -> Iterator[tuple[str, dict[str, Any]]
 
 
 def _lines(control: Control, run_id: int) -> Iterator[str]:
-    """Yield whole lines, as they become complete."""
+    """Yield whole lines, as they become complete; what is left of a stream that broke is none."""
     begun = ""
     for text in control.logs(run_id):
         *lines, begun = (begun + text).split("\n")
         yield from lines
-    if begun:
-        yield begun
