@@ -1,4 +1,4 @@
-"""The command line: ``fedlearn run``, ``show``, ``list``, ``doctor``.
+"""The command line: ``fedlearn run``, ``resume``, ``show``, ``list``, ``doctor``.
 
 Nothing heavy is imported before a command needs it, so that help and errors answer at once.
 """
@@ -17,6 +17,7 @@ INTERRUPTED = 130
 
 COMMANDS = {
     "run": "train clients on a stream of experiences, evaluate, and log",
+    "resume": "go on with a run that was interrupted, killed or failed, from its last checkpoint",
     "manifest": "print what defines a run's protocol; fedlearn run manifest=RUN repeats it",
     "show": "draw a protocol: who holds what, and who learns what when; trains nothing",
     "deploy": "run over machines of their own: a server, and a node beside each client's data",
@@ -40,6 +41,7 @@ examples:
   fedlearn run                                       replay on Split-Digits, ten clients
   fedlearn run continual=naive                       the same without a memory
   fedlearn run -m continual=naive,replay seed=0,1,2  six runs and a table that compares them
+  fedlearn resume runs/DATE/TIME_NAME                go on after Ctrl-C, a crash, a power cut
   fedlearn run dry_run=true                          what a run would cost
   fedlearn show partition=iid clock=staggered        the protocol: tables and pictures
   fedlearn list continual                            the continual strategies

@@ -6,7 +6,10 @@ round of this client the server last used: if that is the staged round, it is co
 server last saw it. A turn that raises stages nothing.
 """
 
-from typing import cast
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
 
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
@@ -16,6 +19,21 @@ from fedlearn.types import State
 _COMMITTED, _STAGED = "committed", "staged"
 _ROUND, _EXPERIENCE = "round", "experience"
 _PARTS = ("tensors", "values", "progress")
+
+
+@dataclass(frozen=True)
+class UsedTurn:
+    """The last turn of a client that the server used: where the client's next one begins.
+
+    Attributes:
+        state: What the turn left behind.
+        server_round: Of the turn.
+        experience: That it was spent in.
+    """
+
+    state: State
+    server_round: int
+    experience: int
 
 
 class ClientState:
@@ -42,11 +60,22 @@ class ClientState:
         """Return the committed state and the experience it was left in (None before any turn)."""
         if self._round(_COMMITTED) is None:
             return State(), None
-        tensors = cast(ArrayRecord, self._records[f"{_COMMITTED}.tensors"])
-        values, progress = (
-            cast(ConfigRecord, self._records[f"{_COMMITTED}.{part}"]) for part in _PARTS[1:]
-        )
-        return State(to_tensors(tensors), dict(values)), cast(int, progress[_EXPERIENCE])
+        return self._read(_COMMITTED)
+
+    def used(self, acknowledged: int) -> UsedTurn | None:
+        """Return the turn that the server used last, committed by now or not; change nothing.
+
+        Args:
+            acknowledged: Its round.
+
+        Returns:
+            The turn; None where there is no trace of it.
+        """
+        for which in (_COMMITTED, _STAGED):
+            if self._round(which) == acknowledged:
+                state, experience = self._read(which)
+                return UsedTurn(state, acknowledged, experience)
+        return None
 
     def stage(self, state: State, server_round: int, experience: int) -> None:
         """Keep what the turn of `server_round`, spent in `experience`, left behind."""
@@ -55,6 +84,13 @@ class ClientState:
         self._records[f"{_STAGED}.progress"] = ConfigRecord(
             {_ROUND: server_round, _EXPERIENCE: experience}
         )
+
+    def _read(self, which: str) -> tuple[State, int]:
+        tensors = cast(ArrayRecord, self._records[f"{which}.tensors"])
+        values, progress = (
+            cast(ConfigRecord, self._records[f"{which}.{part}"]) for part in _PARTS[1:]
+        )
+        return State(to_tensors(tensors), dict(values)), cast(int, progress[_EXPERIENCE])
 
     def _round(self, which: str) -> int | None:
         progress = self._records.get(f"{which}.progress")
@@ -68,3 +104,30 @@ class ClientState:
     def _drop(self, which: str) -> None:
         for part in _PARTS:
             del self._records[f"{which}.{part}"]
+
+
+def record_of(turn: UsedTurn) -> RecordDict:
+    """Return the record of a client whose last turn this was, and was committed."""
+    record = RecordDict()
+    own = ClientState(record)
+    own.stage(turn.state, turn.server_round, turn.experience)
+    own.settle(turn.server_round)
+    return record
+
+
+def written(value: Any) -> Any:
+    """Return one of a state's plain values as JSON has it; bytes as an object of their own."""
+    if isinstance(value, bytes):
+        return {"base64": base64.b64encode(value).decode()}
+    if isinstance(value, list):
+        return [written(each) for each in value]
+    return value
+
+
+def read_back(value: Any) -> Any:
+    """Return the plain value that was `written`."""
+    if isinstance(value, Mapping):
+        return base64.b64decode(value["base64"])
+    if isinstance(value, list):
+        return [read_back(each) for each in value]
+    return value

@@ -1,6 +1,7 @@
 """The ledger: what a run cost in bytes, steps, replayed samples and seconds."""
 
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,7 @@ class Ledger:
         state_bytes: What each client kept after its last accepted turn, its tensors, by client id.
         train_s: Seconds spent in clients' turns.
         round_s: Seconds of each round, evaluation included.
+        earlier_s: Seconds of the whole run before it was resumed, as far as they still count.
     """
 
     up_bytes: int = 0
@@ -31,14 +33,34 @@ class Ledger:
     state_bytes: dict[int, float] = field(default_factory=dict)
     train_s: float = 0.0
     round_s: list[float] = field(default_factory=list)
+    earlier_s: float = 0.0
+
+    def state(self) -> dict[str, Any]:
+        """Return what a later `restore` needs, as JSON values."""
+        return {
+            **vars(self),
+            "turns": dict(self.turns),
+            "state_bytes": dict(self.state_bytes),
+            "round_s": list(self.round_s),
+        }
+
+    def restore(self, values: Mapping[str, Any]) -> None:
+        """Go on from a `state`; JSON has made strings of client ids."""
+        vars(self).update(values)
+        self.turns, self.round_s = dict(self.turns), list(self.round_s)
+        self.state_bytes = {int(key): each for key, each in self.state_bytes.items()}
 
     def summary(self, total_s: float) -> dict[str, dict[str, Any]]:
-        """Return a summary's sections ``comm``, ``time``, ``work``, ``turns`` and ``storage``."""
+        """Return a summary's sections ``comm``, ``time``, ``work``, ``turns`` and ``storage``.
+
+        Args:
+            total_s: Seconds of the whole run since it was started, or resumed.
+        """
         kept = list(self.state_bytes.values()) or [0.0]
         return {
             "comm": {"up_bytes": self.up_bytes, "down_bytes": self.down_bytes},
             "time": {
-                "total_s": total_s,
+                "total_s": self.earlier_s + total_s,
                 "train_s": self.train_s,
                 "round_s_median": statistics.median(self.round_s) if self.round_s else 0.0,
             },

@@ -1,18 +1,31 @@
 """One run, from built parts to a run directory that tells everything about it."""
 
 import logging
+import os
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedlearn.checkpoint import Checkpoint, Checkpoints
+from fedlearn.checkpointing import Checkpointing
 from fedlearn.client import Client
 from fedlearn.cohort import cohort_size
 from fedlearn.evaluation import Evaluator
 from fedlearn.local_work import LocalWork
-from fedlearn.server import RoundPlan, RunFailedError, Server, make_server_app
+from fedlearn.resumption import describe_run, warnings_of
+from fedlearn.server import (
+    ReachesStates,
+    RoundPlan,
+    RunFailedError,
+    Server,
+    make_server_app,
+    restore_clients,
+)
 from fedlearn.spans import span
+from fedlearn.tracking.background import Background
+from fedlearn.tracking.jsonl import METRICS
 from fedlearn.tracking.profile import profiled
 
 if TYPE_CHECKING:
@@ -25,7 +38,11 @@ COMPLETED, INTERRUPTED, FAILED = "completed", "interrupted", "failed"
 
 
 def execute(
-    experiment: "Experiment", tracker: "Tracker", run_dir: Path, config: Mapping[str, Any]
+    experiment: "Experiment",
+    tracker: "Tracker",
+    run_dir: Path,
+    config: Mapping[str, Any],
+    checkpoint: Checkpoint | None = None,
 ) -> dict[str, Any]:
     """Run an experiment to its end and return its summary.
 
@@ -36,30 +53,52 @@ def execute(
         tracker: Receives the events; its `finish` is called in any case.
         run_dir: An existing directory.
         config: The composed configuration, for the record.
+        checkpoint: Where to go on from, the latest in `run_dir`; None for a fresh run.
 
     Raises:
-        RunFailedError: The run could not learn (see `fedlearn.server.Server.run`).
+        RunFailedError: The run could not learn (see `fedlearn.server.Server.run`), or a checkpoint
+            could not be written.
         KeyboardInterrupt: The user ended it.
     """
     with profiled(run_dir) if experiment.settings.profile else nullcontext():
-        return _execute(experiment, tracker, run_dir, config)
+        return _execute(experiment, tracker, run_dir, config, checkpoint)
 
 
 def _execute(
-    experiment: "Experiment", tracker: "Tracker", run_dir: Path, config: Mapping[str, Any]
+    experiment: "Experiment",
+    tracker: "Tracker",
+    run_dir: Path,
+    config: Mapping[str, Any],
+    checkpoint: Checkpoint | None,
 ) -> dict[str, Any]:
     started = time.perf_counter()
     with span("build"):
         manifest = {**experiment.scenario.manifest(), "protocol": experiment.protocol}
         server, client = make_parts(experiment, tracker)
+        if checkpoint is not None:
+            server.restore(checkpoint.tensors, checkpoint.values["server"])
+            server.ledger.earlier_s = checkpoint.values["seconds"]
     with experiment.runtime.open(client) as grid:  # it forks: trackers have threads
+        if checkpoint is not None and isinstance(grid, ReachesStates):
+            restore_clients(grid, checkpoint.turns)
         with span("track"):
             tracker.start(run_dir, config, manifest)
+        about = describe_run(experiment, config, manifest["hash"], grid.description)
+        checkpointing = _checkpointing(
+            experiment, server, grid, about, tracker, run_dir, checkpoint
+        )
         status = FAILED
         try:
             with span("track"):
-                tracker.event(start_event(experiment, server, manifest["hash"], grid.description))
-            experiment.runtime.run(make_server_app(server), grid)
+                last = None if checkpoint is None else checkpoint.server_round
+                told = start_event(experiment, server, manifest["hash"], grid.description, last)
+                tracker.event(told)
+                for warning in [] if checkpoint is None else warnings_of(checkpoint, about):
+                    tracker.event({"event": "warning", "message": warning})
+            app = make_server_app(server, checkpointing.after_round if checkpointing else None)
+            experiment.runtime.run(app, grid)
+            if checkpointing is not None:
+                checkpointing.finish()
             status = COMPLETED
         except KeyboardInterrupt:
             status = INTERRUPTED
@@ -68,11 +107,51 @@ def _execute(
             _log.error("%s", error)
             raise
         finally:
+            if status != COMPLETED and checkpointing is not None:
+                _rescue(checkpointing, tracker)
             seconds = time.perf_counter() - started
             summary = summary_of(experiment, server, manifest["hash"], status, seconds)
             with span("finish"):
                 tracker.finish(summary)
     return summary
+
+
+def _checkpointing(
+    experiment: "Experiment",
+    server: Server,
+    grid: Any,
+    about: Mapping[str, Any],
+    tracker: "Tracker",
+    run_dir: Path,
+    checkpoint: Checkpoint | None,
+) -> Checkpointing | None:
+    """Return what takes a run's checkpoints, None where nobody asks for them."""
+    every = experiment.settings.checkpoint_every
+    if checkpoint is None:
+        checkpoints = Checkpoints(run_dir)
+        checkpoints.clear()
+    else:
+        checkpoints = checkpoint.source
+        checkpoints.drop_later(checkpoint.server_round)
+    if every is None:
+        return None
+
+    def settle() -> None:
+        if isinstance(tracker, Background):
+            tracker.settle()
+        with suppress(FileNotFoundError), (run_dir / METRICS).open("rb") as file:
+            os.fsync(file.fileno())
+
+    return Checkpointing(server, grid, checkpoints, every, about, settle)
+
+
+def _rescue(checkpointing: Checkpointing, tracker: "Tracker") -> None:
+    """Save the last completed round of a run that ends early; a fault is told, and no more."""
+    try:
+        checkpointing.finish()
+    except Exception as error:  # the run has a reason of its own to end
+        told = " ".join(str(error).split())
+        tracker.event({"event": "warning", "message": f"the last round is not saved: {told}"})
 
 
 def make_parts(experiment: "Experiment", tracker: "Tracker") -> tuple[Server, Client]:
@@ -120,9 +199,13 @@ def make_client(experiment: "Experiment") -> Client:
 
 
 def start_event(
-    experiment: "Experiment", server: Server, manifest_hash: str, executor: Mapping[str, Any]
+    experiment: "Experiment",
+    server: Server,
+    manifest_hash: str,
+    executor: Mapping[str, Any],
+    resumed_from: int | None = None,
 ) -> dict[str, Any]:
-    """Return the event that opens a run."""
+    """Return the event that opens a run, or goes on with one after a round."""
     settings, scenario = experiment.settings, experiment.scenario
     return {
         "event": "start",
@@ -138,6 +221,7 @@ def start_event(
         "score": scenario.score,
         "device": ",".join(map(str, experiment.runtime.devices)),
         "executor": executor,
+        **({} if resumed_from is None else {"resumed_from": resumed_from}),
         **{key: experiment.choices[key] for key in ("scenario", "continual", "aggregation")},
     }
 

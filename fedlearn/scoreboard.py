@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
+import torch
 from flwr.app import Message
 from torch import Tensor, nn
 
@@ -133,6 +134,35 @@ class Scoreboard:
             if total > 0:
                 share = float(cast(float, told[records.CORRECT])) / total
                 self._told[experience][client_id] = share, total
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return copies of what a later `restore` needs: tensors, and JSON values."""
+        measured = {
+            "baseline": self.baseline,
+            "accuracy": self.accuracy,
+            "means": self._means,
+            "client_accuracy": np.array(list(self.client_accuracy.values())),
+        }
+        values = {
+            "clients": list(self.client_accuracy),
+            "client": dict(self.client),
+            "finished": list(self._finished),
+            "told": [dict(each) for each in self._told],
+        }
+        return {name: torch.tensor(each) for name, each in measured.items()}, values
+
+    def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Go on from a `state`."""
+        measured = {name: np.array(tensor.numpy()) for name, tensor in tensors.items()}
+        self.baseline, self.accuracy = measured["baseline"], measured["accuracy"]
+        self._means = measured["means"]
+        clients = zip(values["clients"], measured["client_accuracy"], strict=True)
+        self.client_accuracy = {client_id: np.array(matrix) for client_id, matrix in clients}
+        self.client, self._finished = dict(values["client"]), list(values["finished"])
+        self._told = [
+            {int(client_id): (share, total) for client_id, (share, total) in each.items()}
+            for each in values["told"]
+        ]
 
     @property
     def learned(self) -> int:

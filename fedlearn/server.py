@@ -16,7 +16,8 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor, nn
 
-from fedlearn import records
+from fedlearn import aggregation_state, records
+from fedlearn.client_state import ClientState, UsedTurn
 from fedlearn.cohort import CohortGrid, cohort_size
 from fedlearn.cohorts.sampler import CohortSampler, Integers, Told, candidates_at, sample_clients
 from fedlearn.cohorts.uniform import Uniform
@@ -38,6 +39,19 @@ class KnowsClients(Protocol):
 
     def nodes_of_clients(self) -> dict[int, int]:
         """Return each client's node id, by client id, ascending."""
+        ...
+
+
+@runtime_checkable
+class ReachesStates(KnowsClients, Protocol):
+    """A grid that has its clients' continual states in reach; elsewhere clients keep their own."""
+
+    def context(self, node_id: int) -> Context:
+        """Return a context that holds a client's state, not to be changed."""
+        ...
+
+    def restore(self, node_id: int, turn: UsedTurn) -> None:
+        """Let a client that has taken no turn here go on from this one."""
         ...
 
 
@@ -148,8 +162,60 @@ class Server:
         """The sha256 of the global weights."""
         return digest_of({**self.parameters, **self.buffers})
 
-    def run(self, grid: Grid) -> None:
-        """Run every round.
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return all that the server knows after a round, so that another can go on from there.
+
+        No later round changes it. Random draws derive from the seed and the round, so there is no
+        more to it; what clients keep is theirs (see `used_turns`).
+
+        Returns:
+            Tensors by name, and JSON values.
+
+        Raises:
+            UnsavableError: The aggregation keeps something that cannot be saved.
+        """
+        kept, aggregation = aggregation_state.capture(self._aggregation)
+        measured, scoreboard = self.scoreboard.state()
+        parts = {
+            "parameters": self.parameters,
+            "buffers": self.buffers,
+            "aggregation": kept,
+            "scoreboard": measured,
+        }
+        tensors = {f"{part}/{name}": each for part in parts for name, each in parts[part].items()}
+        return tensors, {
+            "rounds": self.rounds,
+            "failed_in_a_row": self._failed_in_a_row,
+            "acknowledged": dict(self._acknowledged),
+            "told": self.told.state(),
+            "ledger": self.ledger.state(),
+            "scoreboard": scoreboard,
+            "aggregation": aggregation,
+        }
+
+    def restore(self, tensors: Mapping[str, Tensor], values: Mapping[str, Any]) -> None:
+        """Go on from a `state` of a server of the same configuration; `run` does what is left."""
+
+        def part(name: str) -> dict[str, Tensor]:
+            own = f"{name}/"
+            return {n.removeprefix(own): t for n, t in tensors.items() if n.startswith(own)}
+
+        # in the order of our own, which aggregations may go by
+        for mine, found in ((self.parameters, part("parameters")), (self.buffers, part("buffers"))):
+            mine.update({name: found[name].to(mine[name].device) for name in mine})
+        aggregation_state.bring_back(self._aggregation, part("aggregation"), values["aggregation"])
+        self.scoreboard.restore(part("scoreboard"), values["scoreboard"])
+        self.ledger.restore(values["ledger"])
+        self.told.restore(values["told"])
+        self.rounds, self._failed_in_a_row = values["rounds"], values["failed_in_a_row"]
+        self._acknowledged = {int(k): each for k, each in values["acknowledged"].items()}
+
+    def run(self, grid: Grid, after_round: Callable[[], None] | None = None) -> None:
+        """Run every round that is left.
+
+        Args:
+            grid: Where the clients are.
+            after_round: Called once a round is over, all of it, if given.
 
         Raises:
             RunFailedError: `max_failed_rounds` rounds in a row changed nothing.
@@ -159,10 +225,11 @@ class Server:
         if len(nodes) < self._scenario.num_clients:
             self._reachable = np.array(list(nodes), dtype=np.int64)
         board = self.scoreboard
-        with span("baseline"):
-            board.baseline = board.of_experiences(self._test(board.topics())[0])
+        if not self.rounds:
+            with span("baseline"):
+                board.baseline = board.of_experiences(self._test(board.topics())[0])
         known: Collection[int] = range(self._scenario.num_clients)
-        for server_round in range(1, self._schedule.num_rounds + 1):
+        for server_round in range(self.rounds + 1, self._schedule.num_rounds + 1):
             if isinstance(grid, LosesClients):
                 known = nodes = self._gather(grid, known)
             with span("round", round=server_round):
@@ -174,6 +241,8 @@ class Server:
                 with span("experience", experience=experience):
                     self._end_experience(grid, here, server_round, experience, clients, accuracy)
             self.rounds = server_round
+            if after_round is not None:
+                after_round()
 
     def _find_clients(self, grid: Grid) -> dict[int, int]:
         """Return each client's node id: Flower's ids are transport, and random on some grids."""
@@ -505,15 +574,38 @@ class Server:
         return replies
 
 
-def make_server_app(server: Server) -> ServerApp:
-    """Return the Flower app that runs `server`."""
+def make_server_app(server: Server, after_round: Callable[[], None] | None = None) -> ServerApp:
+    """Return the Flower app that runs `server`; see `Server.run`."""
     app = ServerApp()
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:  # noqa: ARG001 - Flower's signature
-        server.run(grid)
+        server.run(grid, after_round)
 
     return app
+
+
+def used_turns(grid: ReachesStates, acknowledged: Mapping[int, int]) -> dict[int, UsedTurn]:
+    """Return the turns from which clients are going to go on, by client id.
+
+    Args:
+        grid: Where the clients are.
+        acknowledged: By client id, the last round whose reply the server used.
+    """
+    nodes = grid.nodes_of_clients()
+    turns: dict[int, UsedTurn] = {}
+    for client_id, server_round in acknowledged.items():
+        turn = ClientState(grid.context(nodes[client_id]).state).used(server_round)
+        if turn is not None:
+            turns[client_id] = turn
+    return turns
+
+
+def restore_clients(grid: ReachesStates, turns: Mapping[int, UsedTurn]) -> None:
+    """Let clients that have taken no turn yet go on from these, by client id."""
+    nodes = grid.nodes_of_clients()
+    for client_id, turn in turns.items():
+        grid.restore(nodes[client_id], turn)
 
 
 def digest_of(tensors: Mapping[str, Tensor]) -> str:

@@ -67,6 +67,20 @@ class Told:
             self.latest_pass = latest + 1
         self.losses.update(losses)
 
+    def state(self) -> dict[str, Any]:
+        """Return what a later `restore` needs, as JSON values."""
+        return {
+            "losses": dict(self.losses),
+            "passes": dict(self.passes),
+            "latest_pass": self.latest_pass,
+        }
+
+    def restore(self, values: Mapping[str, Any]) -> None:
+        """Go on from a `state`; JSON has made strings of client ids."""
+        self.losses = {int(client_id): each for client_id, each in values["losses"].items()}
+        self.passes = {int(client_id): each for client_id, each in values["passes"].items()}
+        self.latest_pass = values["latest_pass"]
+
 
 class CohortSampler(ABC):
     """What all samplers share.

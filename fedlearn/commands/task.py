@@ -9,6 +9,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from fedlearn.checkpoint import Checkpoint
 from fedlearn.commands.logs import logging_to
 from fedlearn.config.composition import Composed, composed
 from fedlearn.config.errors import ConfigError
@@ -39,7 +40,7 @@ class LoneTask:
     def __call__(self, config: DictConfig) -> None:
         """Run the job in the directory that Hydra made for it."""
         try:
-            _run(self._job, self._experiment, Path(HydraConfig.get().runtime.output_dir))
+            run_in(Path(HydraConfig.get().runtime.output_dir), self._job, self._experiment)
         except ConfigError as error:  # of what shows only once the run begins
             sys.stderr.write(f"{error}\n")
             self.status = 2
@@ -65,7 +66,7 @@ class SweepTask:
         run_dir = Path(hydra.runtime.output_dir)
         try:
             job = composed(config, hydra.runtime.choices)
-            _run(job, build(prepare(job)), run_dir)
+            run_in(run_dir, job, build(prepare(job)))
         except ConfigError as error:
             shutil.rmtree(run_dir / ".hydra", ignore_errors=True)
             with contextlib.suppress(OSError):  # there is more in it than this job's configuration
@@ -81,8 +82,28 @@ class SweepTask:
         sys.stderr.write(f"{run_dir.name}: {message.rstrip()}\n")
 
 
-def _run(job: Composed, experiment: Experiment, run_dir: Path) -> None:
-    trackers: list[Tracker] = [JsonlTracker(), PlotsTracker(), ConsoleTracker(), experiment.tracker]
+def run_in(
+    run_dir: Path, job: Composed, experiment: Experiment, checkpoint: Checkpoint | None = None
+) -> None:
+    """Run a job in its directory.
+
+    Args:
+        run_dir: The directory; exists.
+        job: The job.
+        experiment: Its parts.
+        checkpoint: Where to go on from, the latest in `run_dir`; None for a fresh run.
+
+    Raises:
+        ConfigError: Something that shows only now keeps it from running.
+        RunFailedError: See `fedlearn.run.execute`.
+    """
+    trackers: list[Tracker] = [
+        JsonlTracker(None if checkpoint is None else checkpoint.server_round),
+        PlotsTracker(),
+        ConsoleTracker(),
+        experiment.tracker,
+    ]
     tracker = Background(Trackers(trackers))
+    config = {**job.tree, "choices": job.choices}
     with logging_to(run_dir / LOG):
-        execute(experiment, tracker, run_dir, {**job.tree, "choices": job.choices})
+        execute(experiment, tracker, run_dir, config, checkpoint)

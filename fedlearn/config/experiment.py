@@ -13,6 +13,7 @@ import torch
 from hydra.utils import instantiate
 from torch import nn
 
+from fedlearn.aggregation_state import UnsavableError, capture
 from fedlearn.cohort import cohort_size
 from fedlearn.cohorts.sampler import CohortSampler
 from fedlearn.config.attribution import attributed, blaming
@@ -160,12 +161,15 @@ def prepare(composed: Composed) -> Plan:
     settings = check(composed)
     stream = _make(composed, "scenario")
     _check_kind(composed, getattr(stream, "kind", None))
+    aggregation = _make(composed, "aggregation")
+    if settings.checkpoint_every is not None:
+        _check_savable(composed, aggregation)
     return Plan(
         composed=composed,
         settings=settings,
         optimizer=_optimizer(composed),
         lr_schedule=_make(composed, "lr_schedule"),
-        aggregation=_make(composed, "aggregation"),
+        aggregation=aggregation,
         bound=_bound(composed, settings),
         stream=stream,
         partition=_make(composed, "partition"),
@@ -249,6 +253,17 @@ def _check_kind(composed: Composed, kind: Kind | None) -> None:
             f"continual={composed.choices['continual']}: needs a {fits} scenario, and "
             f"scenario={composed.choices['scenario']} is {kind}-incremental"
         )
+
+
+def _check_savable(composed: Composed, aggregation: "Strategy") -> None:
+    """Check that checkpoints can hold what the aggregation keeps, as far as it shows by now."""
+    try:
+        capture(aggregation)
+    except UnsavableError as error:
+        raise ConfigError(
+            f"aggregation={composed.choices['aggregation']}: keeps {error}, which a checkpoint "
+            "cannot hold; set checkpoint_every=null"
+        ) from error
 
 
 def _continual_factory(composed: Composed, settings: Settings) -> Callable[..., Any]:

@@ -94,6 +94,7 @@ class Settings:
     rounds_per_experience: int = within("[1, inf)")
     evaluate_every: int = within("[1, inf)")
     max_failed_rounds: int = within("[1, inf)")
+    checkpoint_every: int | None = within("[1, inf)")
     local: Local = field(default_factory=Local)
     head: Head = field(default_factory=Head)
     faults: Faults = field(default_factory=Faults)

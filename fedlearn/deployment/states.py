@@ -5,20 +5,19 @@ is on disk before its reply leaves, staged beside the committed one (see `fedlea
 so whatever dies, the node goes on from where the server last saw it.
 """
 
-import base64
 import hashlib
 import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from fedlearn import records
+from fedlearn.client_state import read_back, written
 from fedlearn.deployment.packing import LAYOUT, PACKED, packer, unpack
 
 KEPT_RUNS = 3
@@ -103,7 +102,7 @@ def _pieces(state: RecordDict) -> tuple[bytes, bytes, bytes]:
     header = {
         LAYOUT: cast(ConfigRecord, packed[LAYOUT])["layout"],
         "values": {
-            key: {name: _written(value) for name, value in record.items()}
+            key: {name: written(value) for name, value in record.items()}
             for key, record in records.of_kind(state, ConfigRecord).items()
         },
     }
@@ -133,27 +132,10 @@ def _read(path: Path) -> RecordDict:
         )
         state = unpack(packed)
         for key, values in header["values"].items():
-            state[key] = ConfigRecord({name: _value(each) for name, each in values.items()})
+            state[key] = ConfigRecord({name: read_back(each) for name, each in values.items()})
     except (ValueError, KeyError, TypeError) as error:
         raise StateError(f"{path}: this client's state is damaged: {error}") from error
     return state
-
-
-def _written(value: Any) -> Any:
-    """Return a value as JSON has it; bytes as an object of their own."""
-    if isinstance(value, bytes):
-        return {"base64": base64.b64encode(value).decode()}
-    if isinstance(value, list):
-        return [_written(each) for each in value]
-    return value
-
-
-def _value(written: Any) -> Any:
-    if isinstance(written, Mapping):
-        return base64.b64decode(written["base64"])
-    if isinstance(written, list):
-        return [_value(each) for each in written]
-    return written
 
 
 def _sync(folder: Path) -> None:

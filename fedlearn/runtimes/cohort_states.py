@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from flwr.app import RecordDict
 
-from fedlearn.client_state import ClientState
+from fedlearn.client_state import ClientState, UsedTurn
 from fedlearn.turns import NEVER, Integers
 from fedlearn.types import State
 
@@ -32,7 +32,7 @@ class _Kept:
     """What is kept of one client.
 
     Attributes:
-        state: The committed state, packed; None before there is one.
+        state: The committed state, packed, or as it was read; None before there is one.
         experience: Of the turn that left it.
         acknowledged: The round of that turn.
         staged: The state of a turn that may be rolled back, packed; None for none.
@@ -75,9 +75,9 @@ class CohortStates:
                 last.append(NEVER)
                 continue
             if kept.staged_round and kept.staged_round == told:
-                self._drop(kept.state)
-                kept.state, kept.experience = kept.staged, kept.staged_experience
-                kept.acknowledged = kept.staged_round
+                before, kept.state = kept.state, kept.staged
+                kept.experience, kept.acknowledged = kept.staged_experience, kept.staged_round
+                self._drop(before)  # last: whoever is interrupted here finds what is kept
             elif kept.staged_round:
                 self._drop(kept.staged)
             kept.staged, kept.staged_round = None, 0
@@ -114,12 +114,19 @@ class CohortStates:
             return
         own = ClientState(into)
         if kept.acknowledged:
-            own.stage(self._packs.open(kept.state), kept.acknowledged, kept.experience)
+            own.stage(self._opened(kept.state), kept.acknowledged, kept.experience)
             own.settle(kept.acknowledged)
         if kept.staged_round:
-            staged: State = self._packs.open(kept.staged)
+            staged = self._opened(kept.staged)
             own.stage(staged, kept.staged_round, kept.staged_experience)
 
+    def read(self, client_id: int, turn: UsedTurn) -> None:
+        """Take a client's last turn from elsewhere; its state stays unpacked until its next one."""
+        self._kept[client_id] = _Kept(turn.state, turn.experience, turn.server_round)
+
+    def _opened(self, state: Any) -> State:
+        return state if isinstance(state, State) else self._packs.open(state)
+
     def _drop(self, state: Any) -> None:
-        if state is not None:
+        if state is not None and not isinstance(state, State):
             self._packs.drop(state)

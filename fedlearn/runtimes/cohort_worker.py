@@ -115,7 +115,7 @@ class CohortWorker:
 
     def _do(self, job: Job, shared: Received, keeper: Any, trainer: CohortTrainer) -> Done:
         turns = Turns(scenario=self._client.scenario, **job.columns)
-        opened = [State() if each is None else keeper.open(each) for each in job.states]
+        opened = [_opened(each, keeper) for each in job.states]
         collected = _Collected(len(turns), job.weights, trainer.keeps_state)
         for start, stop in _chunks(len(turns), trainer.chunk):
             places = slice(start, stop)
@@ -130,6 +130,13 @@ class CohortWorker:
             else:
                 collected.take(start, report)
         return collected.done(keeper)
+
+
+def _opened(state: Any, keeper: Any) -> State:
+    """Return a client's state: packed, as a checkpoint has brought it back, or none yet."""
+    if state is None or isinstance(state, State):
+        return state or State()
+    return cast(State, keeper.open(state))
 
 
 def _chunks(clients: int, largest: int) -> Iterator[tuple[int, int]]:

@@ -12,6 +12,7 @@ thread each, which hand their work to the devices side by side.
 import heapq
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from threading import Event
 from typing import Any
 
@@ -24,6 +25,9 @@ from fedlearn.runtimes.cohort_worker import CohortWorker, Done, Job, Received
 from fedlearn.runtimes.vectorized import ThisProcess, Unpacked, Vectorized, attempt
 from fedlearn.runtimes.worker import Raised
 from fedlearn.turns import Integers
+from fedlearn.types import State
+
+_CPU = torch.device("cpu")
 
 
 def on_devices(client: Client, devices: Sequence[torch.device], formulation: str) -> Vectorized:
@@ -141,6 +145,9 @@ class Devices(Unpacked):
             thread.shutdown(cancel_futures=True)
 
     def _do(self, at: int, job: Job, received: Received) -> Done | Raised:
+        home = self._devices[at]
+        job = replace(job, states=[each and _at_home(each, home) for each in job.states])
+
         def train(job: Job, received: Received, keeper: Any) -> Done:
             done = self._handles[at](job, received, keeper)
             done.models = _moved(done.models, self._devices[0])
@@ -154,6 +161,17 @@ def _enter(device: torch.device) -> None:
     """Have the present thread use `device` where nothing says which."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
+
+
+def _at_home(state: State, device: torch.device) -> State:
+    """Return a client's state on its device; a checkpoint brings all back to the first one."""
+    if all(each.device in (_CPU, device) for each in state.tensors.values()):
+        return state
+    moved = {
+        name: each if each.device == _CPU else each.to(device)
+        for name, each in state.tensors.items()
+    }
+    return State(moved, state.values)
 
 
 def _moved(tensors: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:

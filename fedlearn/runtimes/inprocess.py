@@ -17,6 +17,7 @@ from flwr.serverapp import Grid, ServerApp
 from torch import nn
 
 from fedlearn.client import Client, make_client_app
+from fedlearn.client_state import UsedTurn
 from fedlearn.runtimes.cohort_worker import CohortWorker, trainer_of
 from fedlearn.runtimes.device_names import resolve
 from fedlearn.runtimes.devices import on_devices
@@ -100,6 +101,10 @@ class InProcessGrid(Grid):
     def context(self, node_id: int) -> Context:
         """Return the context that holds a client's state."""
         return self.executor.context(node_id)
+
+    def restore(self, node_id: int, turn: UsedTurn) -> None:
+        """Let a client that has taken no turn here go on from this one."""
+        self.executor.restore(node_id, turn)
 
 
 def _identify(message: Message, number: int) -> str:

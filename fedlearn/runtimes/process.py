@@ -16,6 +16,7 @@ from flwr.app import ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedlearn import records
+from fedlearn.client_state import UsedTurn, record_of
 from fedlearn.runtimes.serial import Serial, make_context, reason_of
 from fedlearn.runtimes.shared import Keeping, Parcel
 from fedlearn.runtimes.task import task_identity
@@ -36,12 +37,12 @@ class Job:
     Attributes:
         message: With those records that it shares with no other.
         layout: How to make its content whole.
-        state: The client's; None for an empty one.
+        state: The client's, packed, or as a checkpoint has brought it back; None for an empty one.
     """
 
     message: Message
     layout: Layout
-    state: Parcel | None
+    state: Parcel | RecordDict | None
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,10 @@ class TurnTaker:
             {key: own[key] if at is None else shared[at] for key, at in job.layout}
         )
         with span("open"):
-            state = RecordDict() if job.state is None else keeper.open(job.state)
-        context = make_context(message.metadata.dst_node_id, state)
+            state = keeper.open(job.state) if isinstance(job.state, Parcel) else job.state
+        context = make_context(
+            message.metadata.dst_node_id, RecordDict() if state is None else state
+        )
         raised = None
         with task_identity():
             try:
@@ -84,7 +87,7 @@ class TurnTaker:
                 reply = records.error_reply(message, reason_of(error))
         with span("pack"):
             new = keeper.pack(context.state) if context.state or job.state else None
-        if new is not None and job.state is not None and new.blob == job.state.blob:
+        if new is not None and isinstance(job.state, Parcel) and new.blob == job.state.blob:
             new = None
         return Done(reply, new, raised)
 
@@ -147,7 +150,7 @@ class Process:
         self.workers = workers
         self._app = client_app
         self._cost = cost
-        self._states: dict[int, Parcel] = {}  # by node
+        self._states: dict[int, Parcel | RecordDict] = {}  # by node
         self.description: dict[str, Any] = {"executor": name, "workers": workers.count}
 
     def execute(self, messages: Sequence[Message]) -> list[Message]:
@@ -166,9 +169,14 @@ class Process:
 
     def context(self, node_id: int) -> Context:
         """Return a context with a copy of a client's state."""
-        parcel = self._states.get(node_id)
-        state = RecordDict() if parcel is None else self.workers.open(parcel)
-        return make_context(node_id, state)
+        kept = self._states.get(node_id)
+        if isinstance(kept, Parcel):
+            return make_context(node_id, self.workers.open(kept))
+        return make_context(node_id, RecordDict(dict(kept or {})))
+
+    def restore(self, node_id: int, turn: UsedTurn) -> None:
+        """Let a client go on from this turn; its state goes to a worker with its next message."""
+        self._states[node_id] = record_of(turn)
 
     def close(self) -> None:
         """End the workers; contexts can still be asked for."""
@@ -214,9 +222,10 @@ class Process:
         node_id = message.metadata.dst_node_id
         if isinstance(result, Done):
             if result.state is not None:
-                if node_id in self._states:
-                    self.workers.drop(self._states[node_id])
+                before = self._states.get(node_id)
                 self._states[node_id] = result.state
+                if isinstance(before, Parcel):  # last: see `fedlearn.runtimes.cohort_states`
+                    self.workers.drop(before)
             if result.raised is not None:
                 _log.warning("client %d raised\n%s", node_id - 1, result.raised)
             return result.reply

@@ -8,6 +8,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedlearn import records
+from fedlearn.client_state import UsedTurn, record_of
 
 RUN_ID = 1
 
@@ -33,6 +34,10 @@ class Executor(Protocol):
 
     def context(self, node_id: int) -> Context:
         """Return the context that holds a client's state."""
+        ...
+
+    def restore(self, node_id: int, turn: UsedTurn) -> None:
+        """Let a client that has taken no turn here go on from this one."""
         ...
 
     def close(self) -> None:
@@ -72,6 +77,10 @@ class Serial:
         if node_id not in self._contexts:
             self._contexts[node_id] = make_context(node_id, RecordDict())
         return self._contexts[node_id]
+
+    def restore(self, node_id: int, turn: UsedTurn) -> None:
+        """Let a client go on from this turn."""
+        self._contexts[node_id] = make_context(node_id, record_of(turn))
 
     def close(self) -> None:
         """Do nothing."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fedlearn import records
 from fedlearn.client import Client, make_client_app
+from fedlearn.client_state import UsedTurn
 from fedlearn.records import Instruction
 from fedlearn.runtimes.cohort_states import CohortStates
 from fedlearn.runtimes.cohort_worker import CohortWorker, Done, Job, trainer_of
@@ -167,6 +168,10 @@ class Vectorized:
         context = make_context(node_id, RecordDict())
         self.states.write(node_id - 1, context.state)
         return context
+
+    def restore(self, node_id: int, turn: UsedTurn) -> None:
+        """Let a client go on from this turn."""
+        self.states.read(node_id - 1, turn)
 
     def close(self) -> None:
         """End the workers; contexts can still be asked for."""

@@ -30,7 +30,7 @@ class Background:
                 `fedlearn.tracking.tracker.Trackers`.
         """
         self._tracker = tracker
-        self._waiting: queue.Queue[Event | None] = queue.Queue(MOST_WAITING)
+        self._waiting: queue.Queue[Event | threading.Event | None] = queue.Queue(MOST_WAITING)
         self._thread: threading.Thread | None = None
         self._ending = threading.Event()
 
@@ -45,6 +45,13 @@ class Background:
             self._thread.start()
         self._waiting.put(event)
 
+    def settle(self) -> None:
+        """Return once the tracker has been told everything so far."""
+        if self._thread is not None:
+            told = threading.Event()
+            self._waiting.put(told)
+            told.wait()
+
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Finish the tracker, once it has been told everything."""
         try:
@@ -58,5 +65,8 @@ class Background:
 
     def _tell(self) -> None:
         while (event := self._waiting.get()) is not None:
+            if isinstance(event, threading.Event):
+                event.set()
+                continue
             self._ending.wait(PAUSE)
             self._tracker.event(event)

@@ -94,6 +94,8 @@ class ConsoleTracker:
             f"seed {event['seed']}",
         ]
         self._say(f"{event['name']}: " + " · ".join(str(fact) for fact in facts if fact), "bold")
+        if event.get("resumed_from") is not None:
+            self._say(f"resumed from round {event['resumed_from']}")
         if not self._console.is_terminal:
             return
         self._progress = Progress(

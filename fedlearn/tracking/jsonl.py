@@ -29,7 +29,14 @@ class JsonlTracker:
     null.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, resumed_from: int | None = None) -> None:
+        """Make a tracker.
+
+        Args:
+            resumed_from: The last round that still holds of the run that is in the directory; None
+                for a fresh run.
+        """
+        self._resumed_from = resumed_from
         self._path: Path | None = None
         self._file: IO[str] | None = None
         self._finished = False
@@ -40,8 +47,14 @@ class JsonlTracker:
         config: Mapping[str, Any],
         manifest: Mapping[str, Any],
     ) -> None:
-        """Write ``manifest.json`` and ``env.json``; an existing ``metrics.jsonl`` is continued."""
+        """Write ``manifest.json`` and ``env.json``; an existing ``metrics.jsonl`` is continued.
+
+        Of a run that is resumed, what came later goes: events, and a summary that says it ended.
+        """
         self._path = run_dir / METRICS
+        if self._resumed_from is not None:
+            (run_dir / SUMMARY).unlink(missing_ok=True)
+            cut_back(self._path, self._resumed_from)
         write_json(run_dir / MANIFEST, manifest)
         write_json(run_dir / ENVIRONMENT, describe_environment())
 
@@ -125,6 +138,32 @@ def read_events(run_dir: Path) -> list[dict[str, Any]]:
                 events = [] if last is None else [e for e in events if e.get("round", 0) <= last]
             events.append(event)
     return events
+
+
+def cut_back(path: Path, last: int) -> None:
+    """Cut a run's events off before the first one of a round later than `last`.
+
+    Args:
+        path: Of ``metrics.jsonl``.
+        last: The last round that holds.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+    """
+    end = at = 0
+    whole = True
+    with path.open("rb+") as file:
+        for line in file:
+            at += len(line)
+            try:
+                event: dict[str, Any] = json.loads(line)
+            except ValueError:
+                continue
+            if event.get("event") == "start" and event.get("resumed_from") is None:
+                whole = True  # whatever came before was another run's
+            whole = whole and event.get("round", 0) <= last
+            end = at if whole else end
+        file.truncate(end)
 
 
 def _open_for_appending(path: Path) -> IO[str]:
