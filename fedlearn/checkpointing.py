@@ -38,7 +38,9 @@ class Checkpointing:
     After every round the server's state is noted, by reference where nobody writes into it, so that
     a run that is interrupted in the middle of a round has a checkpoint of the one before. What
     clients keep is fetched when a checkpoint is written: a client that has begun another turn still
-    has what its last used one left.
+    has what its last used one left. Clients that keep their states on machines of their own commit
+    them as soon as they hear that a round was used: so that they never know more than the server's
+    checkpoint, every round has one, and it is on disk before the next round is begun.
     """
 
     def __init__(
@@ -65,7 +67,7 @@ class Checkpointing:
         self._server = server
         self._grid = grid
         self._checkpoints = checkpoints
-        self._every = every
+        self._every = every if isinstance(grid, ReachesStates) else 1
         self._about = dict(about)
         self._settle = settle
         self._started = time.perf_counter()
@@ -98,6 +100,8 @@ class Checkpointing:
             self._latest = Snapshot(server.rounds, tensors, values, lasting)
             if lasting or server.rounds % self._every == 0:
                 self._write(self._latest)
+            if not isinstance(self._grid, ReachesStates):
+                self._wait()
 
     def finish(self) -> None:
         """Have the last completed round's checkpoint on disk, and the thread ended.

@@ -47,8 +47,17 @@ class ClientState:
 
         Args:
             acknowledged: The last round whose reply of this client the server used; 0 for none.
+
+        Raises:
+            ValueError: A later round is committed already: the server went back behind it, or this
+                instruction is an old one.
         """
-        staged = self._round(_STAGED)
+        committed, staged = self._round(_COMMITTED), self._round(_STAGED)
+        if committed is not None and committed > acknowledged:
+            raise ValueError(
+                f"the client's state is of round {committed}, and the server has used its replies "
+                f"up to round {acknowledged}"
+            )
         if staged is None:
             return
         if staged == acknowledged:

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -10,6 +11,9 @@ from yaml import YAMLError
 
 from fedlearn.commands.run import importable
 from fedlearn.config.errors import ConfigError, among, one_line
+
+if TYPE_CHECKING:
+    from fedlearn.config.composition import Composed
 
 HELP = """\
 usage: fedlearn resume RUN_DIR [KEY=VALUE ...]
@@ -21,6 +25,8 @@ only keys that no number depends on can be changed:
   tracker, tracker.*, checkpoint_every, profile
   runtime (inprocess or ray), runtime.executor (serial or process), runtime.workers,
   runtime.devices, runtime.start, runtime.state_dir, runtime.address, runtime.num_cpus
+
+A run of a deployment goes on at its server, where its checkpoints are; its SuperLink must be there.
 """
 
 FREE = (
@@ -91,6 +97,7 @@ def _recorded(run_dir: Path) -> tuple[list[str], Path | None]:
 def _resume(run_dir: Path, overrides: Sequence[str], config_dir: Path | None) -> int:
     """Go on with a run, once everything that can be checked before has been."""
     from fedlearn.checkpoint import Checkpoints, NoCheckpointError
+    from fedlearn.commands.remote import name_in
     from fedlearn.config.composition import compose
     from fedlearn.config.experiment import build, prepare
     from fedlearn.resumption import check_configuration, check_protocol
@@ -101,6 +108,8 @@ def _resume(run_dir: Path, overrides: Sequence[str], config_dir: Path | None) ->
     if (run_dir / SUMMARY).is_file() and read_summary(run_dir)["status"] == COMPLETED:
         sys.stdout.write(f"{run_dir}: nothing to resume, the run is completed\n")
         return 0
+    if (run := name_in(run_dir)) is not None:
+        return _resume_there(run_dir, run, compose(overrides, config_dir))
     checkpoints = Checkpoints(run_dir)
     if not checkpoints.rounds():
         raise ConfigError(f"fedlearn resume {run_dir}: there is no checkpoint in it")
@@ -122,3 +131,14 @@ def _resume(run_dir: Path, overrides: Sequence[str], config_dir: Path | None) ->
         sys.stderr.write(f"{error}\n")
         return 1
     return 0
+
+
+def _resume_there(run_dir: Path, run: str, job: "Composed") -> int:
+    """Have a deployment go on with a run, whose checkpoints are at its server."""
+    from fedlearn.commands.remote import attend
+    from fedlearn.config.experiment import prepare
+    from fedlearn.runtimes.deployment import Deployment
+
+    runtime = prepare(job).runtime
+    assert isinstance(runtime, Deployment)
+    return attend(run_dir, run, job, runtime.folder())

@@ -10,16 +10,18 @@ from typing import Any
 from flwr.app import Context
 from flwr.serverapp import Grid
 
+from fedlearn.checkpoint import Checkpoints
 from fedlearn.commands.logs import logging_to
 from fedlearn.config.experiment import build, prepare
 from fedlearn.deployment.configuration import read_configuration
 from fedlearn.deployment.folder import Folder
 from fedlearn.deployment.grid import Asked, KnownKeys
-from fedlearn.run import execute
+from fedlearn.resumption import check_configuration, check_protocol
+from fedlearn.run import COMPLETED, execute
 from fedlearn.runtimes.deployment import Deployment
 from fedlearn.tracking.background import Background
 from fedlearn.tracking.console import ConsoleTracker
-from fedlearn.tracking.jsonl import JsonlTracker, line_of
+from fedlearn.tracking.jsonl import MANIFEST, SUMMARY, JsonlTracker, line_of, read_summary
 from fedlearn.tracking.tracker import Event, Trackers
 
 SERVER = "FEDLEARN_DEPLOYMENT"
@@ -84,9 +86,31 @@ def serve(grid: Grid, context: Context) -> None:
     else:  # a SuperLink of somebody's own, without our keys
         plan.runtime.give(grid, Asked(plan.settings.num_clients))
         run_dir = Path(plan.settings.out).absolute() / f"{told.run}-{context.run_id}"
+    if _told_again(run_dir):
+        return
+    checkpoints = Checkpoints(run_dir)
+    checkpoint = checkpoints.newest(plan.device) if checkpoints.rounds() else None
     experiment = build(plan)
+    if checkpoint is not None:
+        check_configuration(run_dir, checkpoint, told.tree)
+        check_protocol(run_dir, checkpoint, experiment.scenario.manifest()["hash"])
     run_dir.mkdir(parents=True, exist_ok=True)
     teller = Story() if folder else ConsoleTracker()
-    tracker = Background(Trackers([JsonlTracker(), experiment.tracker, teller]))
+    written = JsonlTracker(None if checkpoint is None else checkpoint.server_round)
+    tracker = Background(Trackers([written, experiment.tracker, teller]))
+    config = {**told.tree, "choices": told.choices}
     with logging_to(run_dir / "fedlearn.log"):
-        execute(experiment, tracker, run_dir, {**told.tree, "choices": told.choices})
+        execute(experiment, tracker, run_dir, config, checkpoint)
+
+
+def _told_again(run_dir: Path) -> bool:
+    """Tell how a run has ended, if it has completed; return whether it has."""
+    if not (run_dir / SUMMARY).is_file():
+        return False
+    summary = read_summary(run_dir)
+    if summary["status"] != COMPLETED:
+        return False
+    story = Story()
+    story.start(run_dir, {}, json.loads((run_dir / MANIFEST).read_text(encoding="utf-8")))
+    story.finish(summary)
+    return True

@@ -18,22 +18,33 @@ from fedlearn.deployment.serving import read_story
 PATIENCE_S = 300.0
 """Seconds without a SuperLink after which following it is given up; the run may go on."""
 
-FINISHED = "finished"
+FINISHED, STOPPED = "finished", "stopped"
 
 
 class LostRunError(RuntimeError):
     """The run cannot be followed to its end; the message is one line for the user."""
 
 
-def submit(folder: Folder, job: Composed) -> tuple[Control, int, str]:
-    """Start a run at a deployment's SuperLink.
+class DeadServerError(LostRunError):
+    """The server's app ended without a result: it was killed, or could not run."""
+
+
+def new_name() -> str:
+    """Return a name for a run, which it keeps when it is submitted again."""
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{token_hex(3)}"
+
+
+def submit(control: Control, folder: Folder, job: Composed, run: str) -> int:
+    """Start a run at a deployment's SuperLink, or go on with it from its last checkpoint there.
 
     Args:
+        control: The line to the SuperLink.
         folder: The deployment.
         job: What to run.
+        run: The run's own name.
 
     Returns:
-        The line to the SuperLink, Flower's id of the run, and the run's own name.
+        Flower's id of it.
 
     Raises:
         ConfigError: The SuperLink does not answer, or refuses.
@@ -43,9 +54,7 @@ def submit(folder: Folder, job: Composed) -> tuple[Control, int, str]:
         raise ConfigError(
             f"num_clients={clients}: {folder.path.name} has {nodes} nodes, each of them one client"
         )
-    run = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{token_hex(3)}"
-    control = Control(folder)
-    return control, control.submit(signed(run, job, folder.admin_key)), run
+    return control.submit(signed(run, job, folder.admin_key))
 
 
 def follow(control: Control, run_id: int) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -56,7 +65,8 @@ def follow(control: Control, run_id: int) -> Iterator[tuple[str, dict[str, Any]]
         run_id: Flower's.
 
     Raises:
-        LostRunError: The run ended without a summary, or the SuperLink is gone for good.
+        DeadServerError: The server's app ended without a summary.
+        LostRunError: It was stopped, or the SuperLink is gone for good.
     """
     told = 0
     ended = False
@@ -76,7 +86,8 @@ def follow(control: Control, run_id: int) -> Iterator[tuple[str, dict[str, Any]]
             lost_at = None
             if ended:
                 why = status.details or status.outcome
-                raise LostRunError(f"run {run_id} ended at the server without a result: {why}")
+                kind = LostRunError if status.outcome == STOPPED else DeadServerError
+                raise kind(f"run {run_id} ended at the server without a result: {why}")
             # the lines that came just before the end may be missing from what was read: once more
             ended = status.status.startswith(FINISHED)
         # a ValueError is Flower's for a stream that ended within a message, and a `ConfigError`

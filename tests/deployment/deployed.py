@@ -149,7 +149,10 @@ def _children(pid: int) -> Iterator[tuple[str, int]]:
         yield from _children(child)
 
 
-NAMES = ("flower-superlink", "flower-superexec", "flower-supernode", "trainer", "gate")
+NAMES = (
+    *("flower-superlink", "flower-superexec", "flwr-serverapp"),
+    *("flower-supernode", "trainer", "gate"),
+)
 
 
 def free_port() -> int:
@@ -181,10 +184,24 @@ def summary_of(run_dir: Path) -> dict[str, Any]:
     return json.loads((run_dir / "summary.json").read_text())  # type: ignore[no-any-return]
 
 
+def events_of(run_dir: Path) -> list[dict[str, Any]]:
+    """Return a run's events, those that no longer hold among them."""
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
 def rounds_of(run_dir: Path) -> list[dict[str, Any]]:
     """Return a run's round events."""
-    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    return [event for line in lines if (event := json.loads(line))["event"] == "round"]
+    return [event for event in events_of(run_dir) if event["event"] == "round"]
+
+
+def wait_for_round(process: "subprocess.Popen[str]", server_round: int) -> None:
+    """Wait until a run that is followed tells of a round."""
+    assert process.stdout is not None
+    assert process.stderr is not None
+    for line in process.stdout:
+        if line.startswith(f"round {server_round:>2}/"):
+            return
+    raise AssertionError(process.stderr.read())
 
 
 def serial(out: Path, overrides: Sequence[str]) -> dict[str, Any]:

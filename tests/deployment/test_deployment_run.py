@@ -14,12 +14,14 @@ from deployed import (
     QUIET,
     SMALL,
     Deployed,
+    events_of,
     finished,
     free_port,
     rounds_of,
     run_dir_of,
     serial,
     summary_of,
+    wait_for_round,
 )
 
 from fedlearn.config.composition import compose
@@ -131,6 +133,25 @@ def test_control_is_not_reached_where_nodes_are(deployed: Deployed) -> None:
             assert client.post(base + path, content=b"").status_code == 403
     with httpx.Client() as client, pytest.raises(httpx.TransportError):
         client.post(f"http://localhost:{deployed.folder.facts.port}/v1/fleet/get-run")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(580)
+def test_a_run_whose_server_dies_goes_on_from_its_checkpoint(
+    deployed: Deployed, tmp_path: Path
+) -> None:
+    run = [*SMALL, "rounds_per_experience=2"]
+    before = set(deployed.out.glob("runs/*/*"))
+    process = deployed.submit(run)
+    with finished(process):
+        wait_for_round(process, 4)
+        deployed.kill("server", "flwr-serverapp")
+        _, err = process.communicate(timeout=500)
+    assert process.returncode == 0, err
+    (run_dir,) = set(deployed.out.glob("runs/*/*")) - before
+    starts = [event for event in events_of(run_dir) if event["event"] == "start"]
+    assert [event.get("resumed_from", 0) >= 4 for event in starts] == [False, True]
+    assert summary_of(run_dir)["digest"] == serial(tmp_path, run)["digest"]
 
 
 def test_sites_with_data_of_their_own_give_the_digest_of_the_same_split_here(

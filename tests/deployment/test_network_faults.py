@@ -10,7 +10,16 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-from deployed import SMALL, Deployed, finished, rounds_of, run_dir_of, serial, summary_of
+from deployed import (
+    SMALL,
+    Deployed,
+    finished,
+    rounds_of,
+    run_dir_of,
+    serial,
+    summary_of,
+    wait_for_round,
+)
 from flwr.app import Message
 from networks import Network, why_not
 
@@ -94,7 +103,7 @@ def test_a_run_completes_as_if_the_same_clients_had_missed_the_same_rounds(
     happen, overrides, misses = FAULTS[fault]
     process = deployed.submit([*RUN, *overrides])
     with finished(process):
-        _wait_for_round(process, 3)
+        wait_for_round(process, 3)
         happen(deployed, network)
         _, err = process.communicate(timeout=400)
     assert process.returncode == 0, err
@@ -128,11 +137,3 @@ def _losing(accepted: list[set[int]]) -> Callable[..., Any]:
         ]
 
     return send_and_receive
-
-
-def _wait_for_round(process: Any, server_round: int) -> None:
-    """Wait until a run that is followed tells of a round."""
-    for line in process.stdout:
-        if line.startswith(f"round {server_round:>2}/"):
-            return
-    raise AssertionError(process.stderr.read())

@@ -12,7 +12,7 @@ import pytest
 from fedlearn.config.composition import Composed
 from fedlearn.config.errors import ConfigError
 from fedlearn.deployment import submission
-from fedlearn.deployment.control import Status
+from fedlearn.deployment.control import Control, Status
 from fedlearn.deployment.folder import init
 from fedlearn.deployment.serving import MARK, Story, read_story
 from fedlearn.deployment.submission import LostRunError, follow, submit
@@ -316,6 +316,6 @@ def test_a_run_of_more_or_fewer_clients_than_nodes_is_refused(tmp_path):
     folder = init(tmp_path / "fl", 2, ["localhost"])
     for clients in (1, 3):
         with pytest.raises(ConfigError) as caught:
-            submit(folder, Composed({"num_clients": clients}, {}))
+            submit(Control(folder), folder, Composed({"num_clients": clients}, {}), "run")
         told = f"num_clients={clients}: fl has 2 nodes, each of them one client"
         assert str(caught.value) == told
