@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import fedlearn
-from fedlearn.config.errors import ConfigError
+from fedlearn.config.errors import ConfigError, one_line
 from fedlearn.deployment.keys import (
     make_admin_key,
     make_authority,
@@ -81,7 +81,11 @@ class Folder:
     @cached_property
     def facts(self) -> Facts:
         """What is public."""
-        return Facts(**json.loads((self.path / FACTS).read_text(encoding="utf-8")))
+        path = self.path / FACTS
+        try:
+            return Facts(**json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"{path}: is damaged: {one_line(error)}") from error
 
     @property
     def authority(self) -> Path:
@@ -189,7 +193,7 @@ def _init_node(path: Path, number: int, facts: Facts) -> None:
     for public in ("ca.crt", "admin.pub"):
         (part / public).write_bytes((path / public).read_bytes())
     _write(part / FACTS, asdict(facts))
-    _write(part / "node.json", {"node": number, "port": NODE_PORT + number})
+    _write(part / "node.json", {"node": number})
 
 
 def _write(path: Path, value: Any) -> None:

@@ -95,7 +95,7 @@ class Asked:
                 told = records.metrics_of(reply).get(records.PARTITION_ID)
                 if isinstance(told, int) and 0 <= told < self.num_clients:
                     self._known[reply.metadata.src_node_id] = told
-        return {self._known[node_id]: node_id for node_id in here & self._known.keys()}
+        return {self._known[node_id]: node_id for node_id in sorted(here & self._known.keys())}
 
 
 class DeploymentGrid(Grid):

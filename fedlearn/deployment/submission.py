@@ -54,6 +54,11 @@ def submit(control: Control, folder: Folder, job: Composed, run: str) -> int:
         raise ConfigError(
             f"num_clients={clients}: {folder.path.name} has {nodes} nodes, each of them one client"
         )
+    quorum = job.tree["runtime"]["quorum"]
+    if quorum > nodes:
+        raise ConfigError(
+            f"runtime.quorum={quorum}: must be at most {nodes}, the nodes of {folder.path.name}"
+        )
     return control.submit(signed(run, job, folder.admin_key))
 
 

@@ -187,3 +187,12 @@ def test_a_run_whose_connection_is_no_deployment_folder_is_refused(tmp_path, cap
     told = capsys.readouterr().err
     assert told.count("\n") == 1
     assert f"runtime.connection={tmp_path}: is no deployment folder" in told
+
+
+def test_a_damaged_folder_says_so_in_one_line(tmp_path, capsys):
+    folder = init(tmp_path / "fl", 1, ["localhost"]).path
+    for text in ("{", "[]", '{"nodes": 1}'):
+        (folder / "deployment.json").write_text(text)
+        assert main(["deploy", "supernode", str(folder), "--node", "0"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"{folder / 'deployment.json'}: is damaged: ")

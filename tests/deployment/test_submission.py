@@ -319,3 +319,10 @@ def test_a_run_of_more_or_fewer_clients_than_nodes_is_refused(tmp_path):
             submit(Control(folder), folder, Composed({"num_clients": clients}, {}), "run")
         told = f"num_clients={clients}: fl has 2 nodes, each of them one client"
         assert str(caught.value) == told
+
+
+def test_a_quorum_of_more_than_there_are_is_refused(tmp_path):
+    folder = init(tmp_path / "fl", 2, ["localhost"])
+    tree = {"num_clients": 2, "runtime": {"quorum": 3}}
+    with pytest.raises(ConfigError, match=r"^runtime\.quorum=3: must be at most 2, the nodes of"):
+        submit(Control(folder), folder, Composed(tree, {}), "run")

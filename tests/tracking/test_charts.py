@@ -126,6 +126,23 @@ def test_whatever_clients_report_has_a_curve():
     assert row["cohort/diverged"] == 1
 
 
+@pytest.mark.parametrize("clients", [2, 21])
+def test_what_machines_tell_of_themselves_has_curves_of_its_own(clients):
+    told, _ = example_run(clients=clients)
+    event = told[1]
+    for place, each in enumerate(event["clients"].values()):
+        each |= {"node_seconds": 0.1 * place, "node_load": 0.5}
+    row = Charts(clients).round_row(event)
+    if clients == 2:
+        assert [row["node/0/seconds"], row["node/1/seconds"]] == [0.0, 0.1]
+        assert row["node/1/load"] == 0.5
+    else:
+        assert row["node/mean/seconds"] == pytest.approx(1.0)
+        assert row["node/p90/seconds"] == pytest.approx(1.8)
+        assert row["node/mean/load"] == 0.5
+    assert not [key for key in row if key.startswith("client/") and "node" in key]
+
+
 def test_flatten_joins_names_and_leaves_lists_out():
     nested = {"cl": {"bwt": -0.1}, "seed": 1, "accuracy_matrix": [[1]], "x": {"y": {"z": None}}}
     assert flatten(nested, "final/") == {"final/cl/bwt": -0.1, "final/seed": 1, "final/x/y/z": None}
