@@ -150,7 +150,8 @@ def test_a_run_whose_server_dies_goes_on_from_its_checkpoint(
     assert process.returncode == 0, err
     (run_dir,) = set(deployed.out.glob("runs/*/*")) - before
     starts = [event for event in events_of(run_dir) if event["event"] == "start"]
-    assert [event.get("resumed_from", 0) >= 4 for event in starts] == [False, True]
+    # the round that was just told of may or may not have had its checkpoint
+    assert [event.get("resumed_from") in (3, 4) for event in starts] == [False, True]
     assert summary_of(run_dir)["digest"] == serial(tmp_path, run)["digest"]
 
 
