@@ -326,11 +326,13 @@ def test_clients_on_ray_go_on_in_processes(tmp_path: Path, interrupt: Any) -> No
     pytest.importorskip("ray")
     _, unbroken = run(tmp_path / "unbroken", "continual=replay", MOST)
     interrupt(6)
-    status, broken = run(tmp_path / "broken", "continual=replay", MOST, "runtime=ray")
+    ray = ["runtime=ray", "runtime.address=local"]
+    status, broken = run(tmp_path / "broken", "continual=replay", MOST, *ray)
     assert status == 130
     interrupt(8)
     assert main(["resume", str(broken)]) == 130
     interrupt(None)
+    assert main(["resume", str(broken), "runtime=inprocess", "runtime.workers=2"]) == 2
     assert main(["resume", str(broken), "runtime=inprocess", "runtime.executor=process"]) == 0
     assert result(broken) == result(unbroken)
 
@@ -372,6 +374,18 @@ def test_a_killed_run_loses_no_more_than_the_rounds_since_its_checkpoint(
     assert told[:last] == list(range(1, last + 1))  # a checkpoint knows no more than the events
     assert main(["resume", str(broken)]) == 0
     assert result(broken) == result(unbroken)
+
+
+def test_a_run_that_goes_on_cannot_be_resumed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    process = started(tmp_path, "continual=naive", "rounds_per_experience=9999")
+    run_dir = wait_for(process, tmp_path, 5)
+    assert main(["resume", str(run_dir)]) == 2
+    assert capsys.readouterr().err == f"{run_dir}: another process is running it\n"
+    assert process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
 
 
 def test_a_disk_that_is_full_ends_the_run_in_one_line(tmp_path: Path) -> None:
