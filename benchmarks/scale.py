@@ -55,6 +55,7 @@ def overrides(num_clients: int, method: str, rounds: int, folder: str) -> list[s
         f"continual={method}",
         "optimizer.lr=0.01",
         "tracker=none",
+        "checkpoint_every=null",
         f"out={folder}/runs",
         *METHODS[method],
         *([] if method == "naive" else [f"runtime.state_dir={folder}"]),

@@ -12,7 +12,6 @@ manifest's.
 """
 
 import json
-import os
 import re
 import shutil
 from collections import Counter
@@ -24,9 +23,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedlearn.client_state import UsedTurn, read_back, written
-from fedlearn.tensor_files import read_tensors, read_values, write, write_tensors, write_values
-from fedlearn.types import State
+from fedlearn.client_state import UsedTurn
+from fedlearn.tensor_files import (
+    DRAFT,
+    draft_of,
+    read_tensors,
+    read_values,
+    synchronise,
+    write,
+    write_tensors,
+    write_values,
+)
+from fedlearn.turn_files import CLIENTS, read_turns, turn_files, write_turns
 
 FOLDER = "checkpoints"
 """In a run's directory."""
@@ -36,7 +44,7 @@ LATEST = 2
 
 FORMAT = 1
 
-_CLIENTS, _MANIFEST, _DRAFT = "clients", "manifest.json", ".tmp"
+_MANIFEST = "manifest.json"
 _NAME = re.compile(r"round-(\d+)")
 _FILE = re.compile(r"(round-\d+/server|clients/round-\d+)\.(safetensors|json)")
 
@@ -132,17 +140,18 @@ class Checkpoints:
         Raises:
             OSError: The disk is full, or has another fault; what was there is still there.
         """
-        clients = self._folder / _CLIENTS
+        clients = self._folder / CLIENTS
         clients.mkdir(parents=True, exist_ok=True)
         homes, crowds = {**self._homes, **dict.fromkeys(turns, server_round)}, self._crowds.copy()
         known = {name: sha for files in self._files.values() for name, sha in files.items()}
         if turns:
             crowds[server_round] = len(turns)
-            known |= self._write_turns(server_round, turns)
-            _synchronise(clients)
+            written = write_turns(self._folder, server_round, turns)
+            known |= dict(zip(turn_files(server_round), written, strict=True))
+            synchronise(clients)
         live = sorted(set(homes.values()))
         folder = self._folder / f"round-{server_round}"
-        draft = _draft(folder)
+        draft = draft_of(folder)
         if draft.exists():
             shutil.rmtree(draft)
         draft.mkdir()
@@ -155,13 +164,13 @@ class Checkpoints:
             f"{own}.json": write_values(
                 draft / "server.json", {"values": values, "clients": clients_in}
             ),
-            **{name: known[name] for home in live for name in _files_of(home)},
+            **{name: known[name] for home in live for name in turn_files(home)},
         }
         manifest = {"format": FORMAT, "round": server_round, "lasting": lasting, "files": files}
         write(draft / _MANIFEST, [json.dumps(manifest, indent=1).encode()])
-        _synchronise(draft)
+        synchronise(draft)
         draft.rename(folder)
-        _synchronise(self._folder)
+        synchronise(self._folder)
         self._homes, self._crowds, self._files[server_round] = homes, crowds, files
         if lasting:
             self._lasting.add(server_round)
@@ -191,30 +200,6 @@ class Checkpoints:
             return found
         raise NoCheckpointError("; ".join(damaged))
 
-    def _write_turns(self, server_round: int, turns: Mapping[int, UsedTurn]) -> dict[str, str]:
-        tensors = {
-            f"{client_id}/{name}": tensor
-            for client_id, turn in turns.items()
-            for name, tensor in turn.state.tensors.items()
-        }
-        values = {
-            client_id: {
-                "round": turn.server_round,
-                "experience": turn.experience,
-                "tensors": list(turn.state.tensors),
-                "values": {name: written(value) for name, value in turn.state.values.items()},
-            }
-            for client_id, turn in turns.items()
-        }
-        of_tensors, of_values = (self._folder / name for name in _files_of(server_round))
-        checksums = (
-            write_tensors(_draft(of_tensors), tensors),
-            write_values(_draft(of_values), values),
-        )
-        for path in (of_tensors, of_values):
-            _draft(path).replace(path)
-        return dict(zip(_files_of(server_round), checksums, strict=True))
-
     def _read(self, server_round: int, device: torch.device, damaged: list[str]) -> Checkpoint:
         manifest = self._manifest(server_round)
         files = manifest["files"]
@@ -226,11 +211,9 @@ class Checkpoints:
         turns: dict[int, UsedTurn] = {}
         crowds: Counter[int] = Counter()
         for home, client_ids in whole["clients"].items():
-            of_tensors, of_values = _files_of(home)
-            kept = read_tensors(self._folder / of_tensors, files[of_tensors], device)
-            told = read_values(self._folder / of_values, files[of_values])
-            crowds[int(home)] = len(told)
-            turns |= {k: _turn(k, told[str(k)], kept) for k in client_ids}
+            checksums = [files[name] for name in turn_files(home)]
+            found, crowds[int(home)] = read_turns(self._folder, home, checksums, client_ids, device)
+            turns |= found
         self._homes = {k: int(home) for home, ids in whole["clients"].items() for k in ids}
         self._crowds = crowds
         self._book(server_round, manifest)
@@ -266,38 +249,11 @@ class Checkpoints:
         rounds = self.rounds()
         for server_round in set(rounds[:-LATEST]) - self._lasting:
             path = self._folder / f"round-{server_round}"
-            path.rename(_draft(path))
+            path.rename(draft_of(path))
             self._files.pop(server_round, None)
-        for draft in self._folder.glob(f"round-*{_DRAFT}"):
+        for draft in self._folder.glob(f"round-*{DRAFT}"):
             shutil.rmtree(draft)
         named = {name for files in self._files.values() for name in files}
-        for path in (self._folder / _CLIENTS).glob("*"):
-            if f"{_CLIENTS}/{path.name}" not in named:
+        for path in (self._folder / CLIENTS).glob("*"):
+            if f"{CLIENTS}/{path.name}" not in named:
                 path.unlink()
-
-
-def _draft(path: Path) -> Path:
-    """Return the name that something has until it is whole, or from when it is going."""
-    return path.with_name(f"{path.name}{_DRAFT}")
-
-
-def _files_of(home: int | str) -> tuple[str, str]:
-    """Return the files of the clients that were written in a round: tensors, and values."""
-    return f"{_CLIENTS}/round-{home}.safetensors", f"{_CLIENTS}/round-{home}.json"
-
-
-def _turn(client_id: int, told: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> UsedTurn:
-    state = State(
-        {name: tensors[f"{client_id}/{name}"] for name in told["tensors"]},
-        {name: read_back(value) for name, value in told["values"].items()},
-    )
-    return UsedTurn(state, told["round"], told["experience"])
-
-
-def _synchronise(folder: Path) -> None:
-    """Have the names in a folder on disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

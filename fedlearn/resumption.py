@@ -39,7 +39,7 @@ def fingerprint(tree: Mapping[str, Any]) -> dict[str, str]:
     One after another, in processes or on Ray, clients come to the same numbers bit by bit, so of
     the runtime only threads count, and whether cohorts are trained as one program.
     """
-    runtime = tree["runtime"]
+    runtime = tree.get("runtime", {})  # benchmarks run without a configuration
     parts = {key: value for key, value in tree.items() if key not in UNRELATED}
     parts["runtime.threads"] = runtime.get("threads")
     together = runtime.get("executor") == VECTORIZED

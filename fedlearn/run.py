@@ -1,10 +1,10 @@
 """One run, from built parts to a run directory that tells everything about it."""
 
 import logging
-import os
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from fedlearn.checkpoint import Checkpoint, Checkpoints
 from fedlearn.checkpointing import Checkpointing
 from fedlearn.client import Client
 from fedlearn.cohort import cohort_size
+from fedlearn.directory_lock import held
 from fedlearn.evaluation import Evaluator
 from fedlearn.local_work import LocalWork
 from fedlearn.resumption import describe_run, warnings_of
@@ -24,7 +25,7 @@ from fedlearn.server import (
     restore_clients,
 )
 from fedlearn.spans import span
-from fedlearn.tracking.background import Background
+from fedlearn.tracking.background import written_down
 from fedlearn.tracking.jsonl import METRICS
 from fedlearn.tracking.profile import profiled
 
@@ -59,6 +60,7 @@ def execute(
         RunFailedError: The run could not learn (see `fedlearn.server.Server.run`), or a checkpoint
             could not be written.
         KeyboardInterrupt: The user ended it.
+        InUseError: Another process writes into `run_dir`.
     """
     with profiled(run_dir) if experiment.settings.profile else nullcontext():
         return _execute(experiment, tracker, run_dir, config, checkpoint)
@@ -78,7 +80,8 @@ def _execute(
         if checkpoint is not None:
             server.restore(checkpoint.tensors, checkpoint.values["server"])
             server.ledger.earlier_s = checkpoint.values["seconds"]
-    with experiment.runtime.open(client) as grid:  # it forks: trackers have threads
+    # it forks: trackers have threads, and a worker must not hold the directory
+    with experiment.runtime.open(client) as grid, held(run_dir):
         if checkpoint is not None and isinstance(grid, ReachesStates):
             restore_clients(grid, checkpoint.turns)
         with span("track"):
@@ -98,7 +101,8 @@ def _execute(
             app = make_server_app(server, checkpointing.after_round if checkpointing else None)
             experiment.runtime.run(app, grid)
             if checkpointing is not None:
-                checkpointing.finish()
+                with span("checkpoint"):
+                    checkpointing.finish()
             status = COMPLETED
         except KeyboardInterrupt:
             status = INTERRUPTED
@@ -135,13 +139,7 @@ def _checkpointing(
         checkpoints.drop_later(checkpoint.server_round)
     if every is None:
         return None
-
-    def settle() -> None:
-        if isinstance(tracker, Background):
-            tracker.settle()
-        with suppress(FileNotFoundError), (run_dir / METRICS).open("rb") as file:
-            os.fsync(file.fileno())
-
+    settle = partial(written_down, tracker, run_dir / METRICS)
     return Checkpointing(server, grid, checkpoints, every, about, settle)
 
 

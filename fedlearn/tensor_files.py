@@ -17,6 +17,9 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
+DRAFT = ".tmp"
+"""The end of the name of what is not whole."""
+
 _MOVED = "moved"
 """Key of the header's metadata that names the tensors that were on some other device."""
 
@@ -141,3 +144,17 @@ def _pieces(tensors: Mapping[str, Tensor]) -> Iterator[Any]:
         flat = tensor.detach().cpu().contiguous().view(-1)
         if flat.numel():
             yield flat.view(torch.uint8).numpy().data
+
+
+def draft_of(path: Path) -> Path:
+    """Return the name that something has until it is whole, or from when it is going."""
+    return path.with_name(f"{path.name}{DRAFT}")
+
+
+def synchronise(folder: Path) -> None:
+    """Have the names in a folder on disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

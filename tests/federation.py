@@ -21,7 +21,7 @@ from fedlearn.runtimes.inprocess import InProcess, InProcessGrid
 from fedlearn.runtimes.serial import Executor, Serial
 from fedlearn.schedule import Schedule
 from fedlearn.seeding import borrowed_global_rng
-from fedlearn.server import Bound, RoundPlan, Server, make_server_app
+from fedlearn.server import Bound, RoundPlan, Server, make_server_app, restore_clients
 from fedlearn.types import Experience, Report, Samples, Scenario, Shares, State, Topic, Turn
 from strategies.aggregation.fedavg import FedAvg
 
@@ -165,8 +165,13 @@ def federate(
     schedule: Schedule | None = None,
     cohort: CohortSampler | None = None,
     injected: Faults | None = None,
+    restored: tuple[Any, Any] | None = None,
+    after_round: Callable[[Server, InProcessGrid], None] | None = None,
 ) -> tuple[Server, list[dict[str, Any]], InProcessGrid]:
-    """Run a federation to its end; return the server, its events and the grid."""
+    """Run a federation to its end; return the server, its events and the grid.
+
+    It goes on from what `restored` holds: a server's state, and its clients' used turns.
+    """
     scenario = make_scenario() if scenario is None else scenario
     if schedule is None:
         schedule = Schedule.in_step(
@@ -207,8 +212,12 @@ def federate(
         grid = grid_type(executor(app, scenario.num_clients))
     else:
         grid = grid_type(cohort_executor(client))
+    if restored is not None:
+        server.restore(*restored[0])
+        restore_clients(grid, restored[1])
+    told = None if after_round is None else lambda: after_round(server, grid)
     try:
-        InProcess().run(make_server_app(server), grid)
+        InProcess().run(make_server_app(server, told), grid)
     finally:
         grid.executor.close()
         server.events = events  # type: ignore[attr-defined]

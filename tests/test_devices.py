@@ -29,6 +29,7 @@ from fedlearn.runtimes.devices import Devices, on_devices, place
 from fedlearn.runtimes.inprocess import InProcess
 from fedlearn.runtimes.vectorized import ThisProcess
 from fedlearn.seeding import borrowed_global_rng
+from fedlearn.server import used_turns
 from fedlearn.types import Experience, LocalTraining, Samples, Shares
 from scenarios.domains import PixelPermutation, Rotation
 from strategies.continual.functional.ewc import ewc
@@ -580,3 +581,20 @@ def test_samples_in_the_host_are_tested_where_the_model_is():
         one = Experience(0, samples, rows, (0, 1))
         correct, loss = Evaluator(CLASSES, None)._of_rows(model, one, rows)
     assert correct.shape == loss.shape == (12,)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_clients_go_on_where_they_were_on_any_number_of_devices(name):
+    settings = {"scenario": differing(), "continual": STRATEGIES[name](), "fraction_train": 0.6}
+    states = []
+
+    def note(server, grid):
+        states.append((server.state(), used_turns(grid, server.state()[1]["acknowledged"])))
+
+    unbroken = federate(**settings, cohort_executor=over(THREE), after_round=note)
+    resumed = federate(**settings, cohort_executor=over(THREE), restored=states[1])
+    assert resumed[0].digest == unbroken[0].digest
+    for devices in (CPU, THREE[:2]):
+        server, *_ = federate(**settings, cohort_executor=over(devices), restored=states[1])
+        for key, tensor in server.parameters.items():
+            assert torch.allclose(tensor, unbroken[0].parameters[key], atol=1e-5)

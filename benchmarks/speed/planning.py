@@ -80,6 +80,7 @@ def overrides(
         f"runtime.executor={executor}",
         *([] if executor == "serial" else ["runtime.workers=2"]),
         "tracker=none",
+        "checkpoint_every=null",
         "runtime.devices=cpu",
         f"seed={SEED}",
         f"out={out}",

@@ -5,9 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+import yaml
 
 from fedlearn.commands.run import importable
 from fedlearn.config.errors import ConfigError, among, one_line
@@ -60,6 +58,9 @@ def command(arguments: Sequence[str]) -> int:
     for text in overrides:
         _check_free(text)
     own, config_dir = _recorded(run_dir)
+    if any(text.startswith("runtime=") for text in overrides):  # another runtime has other keys
+        kept = ("runtime.threads=", "runtime.formulation=")
+        own = [text for text in own if not text.startswith("runtime") or text.startswith(kept)]
     with importable(Path.cwd()):
         return _resume(run_dir, [*own, *overrides], config_dir)
 
@@ -83,10 +84,11 @@ def _recorded(run_dir: Path) -> tuple[list[str], Path | None]:
     """
     folder = run_dir / ".hydra"
     try:
-        overrides = [str(text) for text in OmegaConf.load(folder / "overrides.yaml")]
-        sources = OmegaConf.load(folder / "hydra.yaml").hydra.runtime.config_sources
-        given = [Path(each.path) for each in sources if each.provider == "command-line"]
-    except (OSError, YAMLError, OmegaConfBaseException, AttributeError) as error:
+        overrides = [str(text) for text in yaml.safe_load((folder / "overrides.yaml").read_text())]
+        hydra = yaml.safe_load((folder / "hydra.yaml").read_text())["hydra"]
+        sources = hydra["runtime"]["config_sources"]
+        given = [Path(each["path"]) for each in sources if each["provider"] == "command-line"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
         raise ConfigError(
             one_line(f"fedlearn resume {run_dir}: is no directory of a run: {error}")
         ) from error

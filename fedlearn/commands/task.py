@@ -14,6 +14,7 @@ from fedlearn.commands.logs import logging_to
 from fedlearn.config.composition import Composed, composed
 from fedlearn.config.errors import ConfigError
 from fedlearn.config.experiment import Experiment, build, prepare
+from fedlearn.directory_lock import InUseError
 from fedlearn.review.plots import PlotsTracker
 from fedlearn.run import execute
 from fedlearn.server import RunFailedError
@@ -94,7 +95,8 @@ def run_in(
         checkpoint: Where to go on from, the latest in `run_dir`; None for a fresh run.
 
     Raises:
-        ConfigError: Something that shows only now keeps it from running.
+        ConfigError: Something that shows only now keeps it from running, such as another process
+            that runs it.
         RunFailedError: See `fedlearn.run.execute`.
     """
     trackers: list[Tracker] = [
@@ -106,4 +108,7 @@ def run_in(
     tracker = Background(Trackers(trackers))
     config = {**job.tree, "choices": job.choices}
     with logging_to(run_dir / LOG):
-        execute(experiment, tracker, run_dir, config, checkpoint)
+        try:
+            execute(experiment, tracker, run_dir, config, checkpoint)
+        except InUseError as error:
+            raise ConfigError(str(error)) from error

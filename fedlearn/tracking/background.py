@@ -1,5 +1,7 @@
 """A tracker in a thread of its own: writing down a round takes nothing from the next one."""
 
+import contextlib
+import os
 import queue
 import threading
 from collections.abc import Mapping
@@ -70,3 +72,16 @@ class Background:
                 continue
             self._ending.wait(PAUSE)
             self._tracker.event(event)
+
+
+def written_down(tracker: Tracker, path: Path) -> None:
+    """Return once every event so far is on disk.
+
+    Args:
+        tracker: Gets the events, itself or in the background.
+        path: Where they go, if it is there.
+    """
+    if isinstance(tracker, Background):
+        tracker.settle()
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        os.fsync(file.fileno())
