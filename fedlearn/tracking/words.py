@@ -46,7 +46,8 @@ def executor_words(description: Mapping[str, Any]) -> str:
     name = description.get("executor", "serial")
     if name == "serial":
         return ""
-    words = f"{name} by {counted(description['workers'], 'worker')}"
+    noun = "node" if name == "deployment" else "worker"
+    words = f"{name} by {counted(description['workers'], noun)}"
     if formulation := description.get("formulation"):
         words += f" ({formulation}, {counted(description['chunk'], 'client')} at once)"
     return words
