@@ -74,6 +74,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _init(flags: argparse.Namespace) -> int:
+    from fedlearn.deployment.artefacts import write_artefacts
     from fedlearn.deployment.folder import init
 
     for name in ("port", "control_port"):
@@ -83,8 +84,10 @@ def _init(flags: argparse.Namespace) -> int:
     if flags.nodes < 1:
         raise ConfigError(f"--nodes={flags.nodes}: must be at least 1")
     hosts = flags.host or ["localhost"]
-    init(flags.folder, flags.nodes, hosts, flags.port, flags.control_port)
+    folder = init(flags.folder, flags.nodes, hosts, flags.port, flags.control_port)
+    write_artefacts(folder)
     _say(f"{flags.folder}: a deployment of {flags.nodes} nodes, server at {hosts[0]}:{flags.port}")
+    _say(f"{flags.folder / 'README.md'} says what goes to which machine, and what to keep secret")
     _say(f"next   fedlearn deploy superlink {flags.folder}")
     _say(f"       fedlearn deploy supernode {flags.folder} --node 0")
     return 0

@@ -9,6 +9,8 @@
         admin/            the key that signs configurations
         server/           the server's certificate and key, nodes' public keys, database, runs
         nodes/K/          all that the machine of client K needs, and nothing of others
+
+and what starts it all, see `fedlearn.deployment.artefacts`.
 """
 
 import json
@@ -35,6 +37,9 @@ from fedlearn.deployment.keys import (
 FACTS = "deployment.json"
 PORT, CONTROL_PORT, NODE_PORT = 9092, 9093, 9094
 """Of nodes at the server; of control, on the server itself; of node 0's trainer, on its machine."""
+
+SERVICE = "superlink"
+"""The server's name among containers; its certificate is good for it too."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +179,7 @@ def init(
         path / "ca.crt",
         server / "server.key",
         server / "server.crt",
-        own_names(hosts),
+        own_names([*hosts, SERVICE]),
     )
     write_secret(server / "executor.secret", secrets.token_bytes(32))
     _write(path / FACTS, asdict(facts))
