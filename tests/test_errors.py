@@ -19,7 +19,7 @@ CONFIGURATION = [
     ("dataset=cifar11", "dataset=cifar11: unknown"),
     ("experiment=digit_bands", "did you mean digits_bands?"),
     ("runtime=ray runtime.address=head", "=head: must be local, auto or HOST:PORT"),
-    ("runtime=deployment", "runtime=deployment: "),
+    ("runtime=deployment", "runtime.connection: is missing"),
     # unknown keys
     ("local.epoch=3", "local.epoch=3: unknown key; did you mean local.epochs?"),
     ("numclients=3", "did you mean num_clients?"),

@@ -136,8 +136,8 @@ def server_answers(part: Folder) -> bool:
             return True
     except ssl.SSLCertVerificationError as error:
         raise ConfigError(
-            f"{where}: is not the server of this deployment, {one_line(error.verify_message)}: its "
-            f"certificate is not signed by {part.authority}"
+            f"{where}: is not the server of this deployment, {one_line(error.verify_message)} "
+            f"(by {part.authority})"
         ) from error
     except ssl.SSLError as error:
         raise ConfigError(f"{where}: speaks no TLS, so it is no deployment's server") from error
