@@ -62,6 +62,8 @@ def launch_sweep(jobs: Sequence[Composed], sweep: Sweep, config_dir: Path | None
         ConfigError: A job cannot run; none has started.
     """
     plans = [prepare(job) for job in jobs]
+    if any(isinstance(plan.runtime, Deployment) for plan in plans):
+        raise ConfigError("runtime=deployment: takes one run at a time; submit them without -m")
     if any(plan.settings.dry_run for plan in plans):
         sys.stdout.write("\n".join(describe(build(plan)) for plan in plans))
         return 0

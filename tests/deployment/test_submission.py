@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import httpx
 import pytest
 
+from fedlearn.cli import main
 from fedlearn.config.composition import Composed
 from fedlearn.config.errors import ConfigError
 from fedlearn.deployment import submission
@@ -319,6 +320,16 @@ def test_a_run_of_more_or_fewer_clients_than_nodes_is_refused(tmp_path):
             submit(Control(folder), folder, Composed({"num_clients": clients}, {}), "run")
         told = f"num_clients={clients}: fl has 2 nodes, each of them one client"
         assert str(caught.value) == told
+
+
+def test_a_sweep_is_refused_before_anything_is_sent(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    init(tmp_path / "fl", 2, ["localhost"])
+    there = ["runtime=deployment", "runtime.connection=fl", "num_clients=2"]
+    assert main(["run", "-m", *there, "seed=0,1"]) == 2
+    told = capsys.readouterr().err
+    assert told == "runtime=deployment: takes one run at a time; submit them without -m\n"
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_quorum_of_more_than_there_are_is_refused(tmp_path):
