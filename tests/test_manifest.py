@@ -23,7 +23,7 @@ PROTOCOLS = [
 def run(out: Path, *overrides: str) -> Path:
     """Run something small; return its directory."""
     assert main(["run", *SMALL, f"out={out}", *overrides]) == 0
-    (path,) = out.rglob("manifest.json")
+    (path,) = out.glob("*/*/manifest.json")
     return path.parent
 
 

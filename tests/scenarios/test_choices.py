@@ -174,6 +174,8 @@ def test_every_choice_builds_a_scenario_with_the_others_as_they_are(
 ) -> None:
     group, name = choice.split("/")
     overrides = [f"{group}={name}", f"{group}.by={TAGGED[choice]}" if choice in TAGGED else ""]
+    if choice == "partition/on_site":
+        pytest.skip("shares nothing out: tests/deployment/test_site_data.py")
     if choice == "partition/flower":
         pytest.importorskip("flwr_datasets")
         overrides += ["++num_clients=5", "++seed=0"]
