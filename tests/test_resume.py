@@ -350,7 +350,7 @@ def wait_for(process: subprocess.Popen[bytes], out: Path, rounds: int) -> Path:
     """Wait until a run has a checkpoint of so many rounds; return its directory."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        found = list(out.rglob("metrics.jsonl"))
+        found = list(out.glob("*/*/metrics.jsonl"))
         if found and (Checkpoints(found[0].parent).rounds() or [0])[-1] >= rounds:
             return found[0].parent
         assert process.poll() is None, process.stderr and process.stderr.read()

@@ -36,6 +36,7 @@ commands:
   advance DIR --node K       go on to the next experience, with clock=on_site; on node K's machine
       --to I                 to experience I, counted from 0, in place of the next
       --on DATE              on a date, 2026-12-31, in place of now
+  renew DIR --node K         give node K another key; the old one is refused from then on
   audit DIR --node K         everything that has left node K, from the record on its own disk
   stop DIR --run ID          end a run
 
@@ -95,9 +96,11 @@ def _init(flags: argparse.Namespace) -> int:
 
 def _superlink(flags: argparse.Namespace) -> int:
     from fedlearn.deployment.control import Control
-    from fedlearn.deployment.machines import superlink
+    from fedlearn.deployment.machines import check_port_is_free, superlink
 
     folder = _server_folder(flags.folder)
+    check_port_is_free("--control-port", "127.0.0.1", folder.facts.control_port)
+    check_port_is_free("--port", flags.listen, folder.facts.port)
     control = Control(folder)
 
     def ready() -> bool:
@@ -117,11 +120,12 @@ def _superlink(flags: argparse.Namespace) -> int:
 
 def _supernode(flags: argparse.Namespace) -> int:
     from fedlearn.deployment.folder import NODE_PORT, Folder
-    from fedlearn.deployment.machines import server_answers, supernode
+    from fedlearn.deployment.machines import check_port_is_free, supernode
 
     part = Folder(flags.folder).node(flags.node)
     port = NODE_PORT + flags.node if flags.local_port is None else flags.local_port
     _check_port("--local-port", port)
+    check_port_is_free("--local-port", "127.0.0.1", port)
     if flags.threads < 1:
         raise ConfigError(f"--threads={flags.threads}: must be at least 1")
     _check_data(flags.data)
@@ -129,12 +133,30 @@ def _supernode(flags: argparse.Namespace) -> int:
         f"node {flags.node} of {part.facts.host}:{part.facts.port}, training on {flags.device}; "
         f"logs in {part.path / 'logs'}"
     )
-    # a SuperNode that finds nobody asks again ever more rarely: it is started once it has a server
-    if not server_answers(part):
-        _say(f"waiting for {part.facts.host}:{part.facts.port}")
-        while not server_answers(part):
-            time.sleep(1.0)
+    _await_server(part)
     return _supervise(supernode(part, flags.node, port, flags.device, flags.threads, flags.data))
+
+
+def _await_server(part: "Folder") -> None:
+    """Return when the server answers, and would take this machine's clock.
+
+    A SuperNode that finds nobody asks again ever more rarely, and one that is refused ends.
+    """
+    from fedlearn.deployment.machines import clock_trouble, server_time
+
+    said: set[str] = set()
+    while True:
+        there = server_time(part)
+        if there is None:
+            why, kind = f"waiting for {part.facts.host}:{part.facts.port}", "silent"
+        elif trouble := clock_trouble(there, time.time()):
+            why, kind = trouble, "clock"
+        else:
+            return
+        if kind not in said:
+            said.add(kind)
+            _say(why)
+        time.sleep(1.0)
 
 
 def _supervise(children, once: Callable[[], bool] = lambda: True) -> int:  # type: ignore[no-untyped-def]
@@ -179,6 +201,21 @@ def _advance(flags: argparse.Namespace) -> int:
     clock.write(part.path)
     later = [f"{index} from {on}" for index, on in sorted((clock.dates or {}).items())]
     _say(f"node {flags.node} is in experience {'; '.join([str(clock.at(date.today())), *later])}")
+    return 0
+
+
+def _renew(flags: argparse.Namespace) -> int:
+    from fedlearn.deployment.control import Control
+
+    folder = _server_folder(flags.folder)
+    part = folder.renew_key(flags.node)
+    _say(f"{part.path}: has another key; take node.key and node.pub to the machine of its node")
+    try:
+        Control(folder).register()
+    except ConfigError as error:
+        _say(f"until the server is started anew, the old key is taken: {error}")
+    else:
+        _say("the old key is refused from now on")
     return 0
 
 
@@ -258,6 +295,7 @@ _OPTIONS = {
         _option("--to", type=int),
         _option("--on"),
     ],
+    "renew": [_option("--node", type=int, required=True)],
     "audit": [_option("--node", type=int, required=True)],
     "stop": [_option("--run", type=int, required=True)],
 }
@@ -267,6 +305,7 @@ _ACTIONS = {
     "supernode": _supernode,
     "status": _status,
     "advance": _advance,
+    "renew": _renew,
     "audit": _audit,
     "stop": _stop,
 }

@@ -18,6 +18,7 @@ from flwr.proto.control_pb2 import (
     StartRunRequest,
     StopRunRequest,
     StreamLogsRequest,
+    UnregisterNodeRequest,
 )
 from flwr.supercore.control import ControlHttpClient
 from flwr.supercore.fab import Fab
@@ -58,6 +59,10 @@ __all__ = ["client_app", "server_app"]
 """The files of the Flower app that is submitted; it brings no code of its own to any machine."""
 
 
+UNREGISTERED = "unregistered"
+"""Flower's status of a node that it once knew."""
+
+
 @dataclass(frozen=True)
 class Node:
     """A node as the SuperLink sees it.
@@ -65,7 +70,7 @@ class Node:
     Attributes:
         client_id: By its key; None for one that is not of this deployment.
         node_id: Flower's.
-        status: ``registered`` (never seen), ``online``, ``offline`` or ``unregistered``.
+        status: ``registered`` (never seen), ``online`` or ``offline``.
         since: When it last came or went, as Flower tells it; empty for never.
     """
 
@@ -107,12 +112,15 @@ class Control:
         )
 
     def register(self) -> None:
-        """Have the SuperLink know the deployment's nodes by their public keys."""
+        """Have the SuperLink know the deployment's nodes by their public keys, and no others."""
+        own = self._folder.clients_by_key()
         with self._asking():
-            known = {
-                node.public_key for node in self._client.ListNodes(ListNodesRequest()).nodes_info
-            }
-            for key in self._folder.clients_by_key():
+            told = self._client.ListNodes(ListNodesRequest()).nodes_info
+            known = {node.public_key: node for node in told if node.status != UNREGISTERED}
+            for key, node in known.items():
+                if key not in own:
+                    self._client.UnregisterNode(UnregisterNodeRequest(node_id=node.node_id))
+            for key in own:
                 if key not in known:
                     self._client.RegisterNode(RegisterNodeRequest(public_key=key))
 
@@ -129,7 +137,7 @@ class Control:
                 node.last_activated_at if node.status == "online" else node.last_deactivated_at,
             )
             for node in told
-            if node.status != "unregistered"
+            if node.status != UNREGISTERED
         ]
         return sorted(nodes, key=lambda node: (node.client_id is None, node.client_id))
 

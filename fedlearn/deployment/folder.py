@@ -24,6 +24,7 @@ from typing import Any
 
 import fedlearn
 from fedlearn.config.errors import ConfigError, one_line
+from fedlearn.deployment.bell import Bell
 from fedlearn.deployment.keys import (
     make_admin_key,
     make_authority,
@@ -92,6 +93,15 @@ class Folder:
         except (ValueError, TypeError) as error:
             raise ConfigError(f"{path}: is damaged: {one_line(error)}") from error
 
+    @cached_property
+    def number(self) -> int:
+        """Of a node's part: which node it is."""
+        path = self.path / "node.json"
+        try:
+            return int(json.loads(path.read_text(encoding="utf-8"))["node"])
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise ConfigError(f"{path}: is missing or damaged: {one_line(error)}") from error
+
     @property
     def authority(self) -> Path:
         """The certificate that the server's is signed by."""
@@ -113,6 +123,11 @@ class Folder:
         return self.path / "server"
 
     @property
+    def bell(self) -> Bell:
+        """By which the server's app tells the gate that it has sent messages."""
+        return Bell(self.server / "bell")
+
+    @property
     def audit(self) -> Path:
         """Of a node's part: the record of what has left the node."""
         return self.path / "audit.jsonl"
@@ -129,19 +144,38 @@ class Folder:
                 f"{self.facts.nodes} nodes"
             )
         if (self.path / "node.key").is_file():  # a part of its own, on the node's machine
-            own = json.loads((self.path / "node.json").read_text(encoding="utf-8"))["node"]
-            if own != number:
-                raise ConfigError(f"--node={number}: {self.path} is of node {own}")
+            if self.number != number:
+                raise ConfigError(f"--node={number}: {self.path} is of node {self.number}")
             return self
         part = self.path / "nodes" / str(number)
         if not part.is_dir():
             raise ConfigError(f"--node={number}: {part} is not on this machine")
         return Folder(part)
 
+    def renew_key(self, number: int) -> "Folder":
+        """Give a node another key pair in place of its own, and return its part.
+
+        Raises:
+            ConfigError: There is no such node, or its part is not on this machine.
+        """
+        part = self.node(number)
+        key, public = part.path / "node.key.new", part.path / "node.pub.new"
+        key.unlink(missing_ok=True)  # of an earlier try that was broken off
+        make_node_key(key, public)
+        known = self._public_key(number)
+        fresh = known.with_suffix(".new")
+        fresh.write_bytes(public.read_bytes())
+        for path, place in ((key, "node.key"), (public, "node.pub")):
+            path.replace(part.path / place)
+        fresh.replace(known)
+        return part
+
     def clients_by_key(self) -> dict[bytes, int]:
         """Return the client id of each node's public key, as Flower tells keys."""
-        public = (self.server / "nodes" / f"{number}.pub" for number in range(self.facts.nodes))
-        return {public_pem(path): number for number, path in enumerate(public)}
+        return {public_pem(self._public_key(number)): number for number in range(self.facts.nodes)}
+
+    def _public_key(self, number: int) -> Path:
+        return self.server / "nodes" / f"{number}.pub"
 
 
 def init(

@@ -2,7 +2,8 @@
 
 A SuperLink has one port for everything, so whoever reaches it can also start runs. The gate stands
 before it: it listens where nodes can reach it, and passes on calls of the fleet API alone, which
-the SuperLink answers to registered keys only. Control stays on the server's own machine.
+the SuperLink answers to registered keys only. Control stays on the server's own machine. Questions
+for messages wait at the gate until there are some.
 """
 
 import re
@@ -16,9 +17,13 @@ import httpx
 import uvicorn
 
 from fedlearn.deployment.folder import Folder
+from fedlearn.deployment.waiting_room import WaitingRoom
 
 FLEET = "/v1/fleet/"
 """What nodes may call; the names of Flower's calls follow."""
+
+PULL, CONFIRM = f"{FLEET}pull-messages", f"{FLEET}confirm-message-received"
+"""How a node asks for a message, and says that it has it."""
 
 MOST_BYTES = 64 * 1024 * 1024
 """Of one call; Flower cuts arrays into pieces of 5 MB."""
@@ -31,13 +36,15 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 class Gate:
     """An ASGI app that passes calls of the fleet API on."""
 
-    def __init__(self, base_url: str, trust: ssl.SSLContext) -> None:
+    def __init__(self, base_url: str, trust: ssl.SSLContext, room: WaitingRoom) -> None:
         """Make one.
 
         Args:
             base_url: Of the SuperLink.
             trust: Knows its certificate.
+            room: Where nodes wait for messages.
         """
+        self._room = room
         self._client = httpx.AsyncClient(
             base_url=base_url,
             verify=trust,
@@ -69,12 +76,21 @@ class Gate:
                 return
             if not message.get("more_body"):
                 break
-        headers = _kept(scope["headers"], _HOP_BY_HOP)
+        content, headers = bytes(body), _kept(scope["headers"], _HOP_BY_HOP)
+
+        async def ask() -> httpx.Response:
+            return await self._client.post(path, content=content, headers=headers)
+
         try:
-            reply = await self._client.post(path, content=bytes(body), headers=headers)
+            if path == PULL:
+                reply = await self._room.pull(content, ask, receive)
+            else:
+                reply = await ask()
         except httpx.HTTPError as error:
             await _answer(send, 502, f"the SuperLink does not answer: {error}".encode())
             return
+        if path == CONFIRM and reply.status_code == httpx.codes.OK:
+            self._room.confirm(content)
         # httpx has undone the encoding
         kept = _kept(reply.headers.raw, _HOP_BY_HOP | {b"content-encoding"})
         await _answer(send, reply.status_code, reply.content, kept)
@@ -131,13 +147,14 @@ def main(folder: Folder, listen: str) -> None:
     """
     trust = ssl.create_default_context(cafile=str(folder.authority))
     uvicorn.run(
-        Gate(f"https://127.0.0.1:{folder.facts.control_port}", trust),
+        Gate(f"https://127.0.0.1:{folder.facts.control_port}", trust, WaitingRoom(folder.bell)),
         host=listen,
         port=folder.facts.port,
         ssl_certfile=str(folder.server / "server.crt"),
         ssl_keyfile=str(folder.server / "server.key"),
         access_log=False,
         log_level="warning",
+        timeout_graceful_shutdown=1,
     )
 
 

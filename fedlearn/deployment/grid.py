@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any, Protocol, cast
@@ -15,7 +15,10 @@ from fedlearn.deployment.packing import packer, unpacked
 from fedlearn.server import RunFailedError
 
 PAUSE = 0.3
-"""Seconds between looks for replies, and for clients."""
+"""Seconds between looks for clients."""
+
+SHORTEST_S, LONGEST_S, SHARE = 0.05, 1.0, 0.05
+"""Seconds between looks for replies, and what share of the time waited they are between those."""
 
 
 @dataclass(frozen=True)
@@ -56,19 +59,20 @@ class KnownKeys:
         num_clients: See `Roll`.
     """
 
-    def __init__(self, clients: Mapping[bytes, int]) -> None:
+    def __init__(self, clients: Callable[[], Mapping[bytes, int]]) -> None:
         """Make a roll.
 
         Args:
-            clients: Client ids by public key.
+            clients: Returns client ids by public key, as they are now: a node may have a new one.
         """
         self._clients = clients
-        self.num_clients = len(clients)
+        self.num_clients = len(clients())
 
     def present(self, grid: Any) -> dict[int, int]:
         """Return the node ids of the clients that are connected, by client id."""
-        known = [node for node in grid.get_nodes() if node.public_key in self._clients]
-        return {self._clients[node.public_key]: node.node_id for node in known}
+        clients = self._clients()
+        known = [node for node in grid.get_nodes() if node.public_key in clients]
+        return {clients[node.public_key]: node.node_id for node in known}
 
 
 class Asked:
@@ -105,14 +109,18 @@ class DeploymentGrid(Grid):
         description: What runs the clients, as JSON values.
     """
 
-    def __init__(self, grid: Any, roll: Roll, patience: Patience) -> None:
+    def __init__(
+        self, grid: Any, roll: Roll, patience: Patience, ring: Callable[[], None] = lambda: None
+    ) -> None:
         """Make one.
 
         Args:
             grid: Flower's, with ``get_nodes``.
             roll: Which node is which client.
             patience: How long it waits.
+            ring: Called when messages were sent, for nodes that wait for some.
         """
+        self._ring = ring
         self._grid = grid
         self._roll = roll
         self._patience = patience
@@ -160,7 +168,7 @@ class DeploymentGrid(Grid):
             # what waits for a node that is gone is not for it to find when it is back
             message.metadata.ttl = min(message.metadata.ttl, self._patience.round_s)
         # Flower has an empty id for a message that it refused, and no ids for too large a batch
-        pushed = zip_longest(self._grid.push_messages(batch), batch)
+        pushed = zip_longest(self.push_messages(batch), batch)
         waiting: dict[str, Message] = {}
         replies: list[Message] = []
         for key, message in pushed:
@@ -177,9 +185,10 @@ class DeploymentGrid(Grid):
                 if asked is not None:
                     replies.append(_from_client(reply, asked))
                     _note_round_trip(replies[-1], time.monotonic() - begun)
-            if not waiting or time.monotonic() > end:
+            now = time.monotonic()
+            if not waiting or now > end:
                 break
-            time.sleep(PAUSE)
+            time.sleep(min(max(SHORTEST_S, SHARE * (now - begun)), LONGEST_S))
         late = f"no reply within {limit:.0f} s"
         return replies + [records.error_reply(asked, late) for asked in waiting.values()]
 
@@ -208,8 +217,10 @@ class DeploymentGrid(Grid):
         return list(self.nodes_of_clients().values())
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Pass on."""
-        return cast(Iterable[str], self._grid.push_messages(messages))
+        """Pass on, and wake those who wait for messages."""
+        pushed = list(self._grid.push_messages(messages))
+        self._ring()
+        return pushed
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Pass on."""

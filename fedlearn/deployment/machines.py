@@ -4,6 +4,9 @@ import os
 import socket
 import ssl
 import sys
+from email.utils import parsedate_to_datetime
+from errno import EADDRINUSE
+from http.client import HTTPException, HTTPSConnection
 from pathlib import Path
 
 import fedlearn
@@ -16,13 +19,16 @@ QUIET = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_DISABLE_UPDATE_CHECK": "1",
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
+    "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5",
     "PYTHONUNBUFFERED": "1",
 }
 """Nothing phones home, and nothing is installed because a run asks for it."""
 
 REFUSED_S = 120.0
 """Seconds for which a node's key may be refused: a session that died is forgotten after 60."""
+
+MOST_AHEAD_S, MOST_BEHIND_S = 5.0, 300.0
+"""Seconds by which a node's clock may differ: Flower's SuperLink refuses what was signed beyond."""
 
 
 def superlink(folder: Folder, listen: str) -> list[Child]:
@@ -54,7 +60,6 @@ def superlink(folder: Folder, listen: str) -> list[Child]:
             ],
             server / "logs" / "superlink.log",
             environment,
-            _why_port(folder.facts.control_port, "--control-port"),
         ),
         Child(
             "flower-superexec",
@@ -70,7 +75,6 @@ def superlink(folder: Folder, listen: str) -> list[Child]:
             [sys.executable, "-m", "fedlearn.deployment.gate", str(folder.path), listen],
             server / "logs" / "gate.log",
             environment,
-            _why_port(folder.facts.port, "--port"),
         ),
     ]
 
@@ -119,21 +123,20 @@ def supernode(
     ]
 
 
-def server_answers(part: Folder) -> bool:
-    """Return whether this deployment's server answers at its address.
+def server_time(part: Folder) -> float | None:
+    """Return what this deployment's server says the time is, in seconds; None if it is silent.
 
     Raises:
-        ConfigError: Somebody else does.
+        ConfigError: Somebody else answers at its address.
     """
     facts = part.facts
     where = f"{facts.host}:{facts.port}"
     trust = ssl.create_default_context(cafile=str(part.authority))
+    line = HTTPSConnection(facts.host, facts.port, context=trust, timeout=10)
     try:
-        with (
-            socket.create_connection((facts.host, facts.port), timeout=10) as line,
-            trust.wrap_socket(line, server_hostname=facts.host),
-        ):
-            return True
+        line.request("GET", "/")
+        told = line.getresponse().getheader("date")
+        return parsedate_to_datetime(told).timestamp() if told else None
     except ssl.SSLCertVerificationError as error:
         raise ConfigError(
             f"{where}: is not the server of this deployment, {one_line(error.verify_message)} "
@@ -141,8 +144,42 @@ def server_answers(part: Folder) -> bool:
         ) from error
     except ssl.SSLError as error:
         raise ConfigError(f"{where}: speaks no TLS, so it is no deployment's server") from error
-    except OSError:
-        return False
+    except (OSError, HTTPException, ValueError):
+        return None
+    finally:
+        line.close()
+
+
+def clock_trouble(there: float, here: float) -> str | None:
+    """Return why a node with this clock would be refused, in one line; None for one that is not.
+
+    Args:
+        there: What time it is at the server, in seconds; no more exact than to one.
+        here: What time it is at the node.
+    """
+    ahead = here - there
+    if -MOST_BEHIND_S < ahead < MOST_AHEAD_S + 1:
+        return None
+    way = "ahead of" if ahead > 0 else "behind"
+    return (
+        f"this machine's clock is {abs(ahead):.0f} s {way} the server's, which refuses nodes that "
+        f"are more than {MOST_AHEAD_S:.0f} s ahead or {MOST_BEHIND_S:.0f} s behind; waiting until "
+        "it is set right"
+    )
+
+
+def check_port_is_free(flag: str, address: str, port: int) -> None:
+    """Refuse a port of this machine that is in use.
+
+    Raises:
+        ConfigError: It is, or `address` is none of this machine's.
+    """
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        socket.create_server((address, port), family=family).close()
+    except OSError as error:
+        why = "is in use on this machine" if error.errno == EADDRINUSE else one_line(error.strerror)
+        raise ConfigError(f"{flag}={port}: {why}, at {address}") from error
 
 
 def _environment(home: Path) -> dict[str, str]:
@@ -170,14 +207,5 @@ def _why_supernode(part: Folder) -> Why:
                 "there, or another process uses it"
             )
         return None
-
-    return why
-
-
-def _why_port(port: int, flag: str) -> Why:
-    def why(printed: str, _: float) -> str | None:
-        if "address already in use" not in printed.lower():
-            return None
-        return f"port {port}: is in use on this machine; fedlearn deploy init {flag} sets another"
 
     return why

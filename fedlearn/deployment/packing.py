@@ -1,24 +1,30 @@
-"""Packing: all arrays of a message as one, because Flower asks for each of them by itself.
+"""Packing: a message in as few of Flower's objects as can be, because each is a call by itself.
 
-A message of a ResNet-18 has 122 arrays, which Flower moves as 245 objects, one call each and four
-times over (server, SuperLink, SuperNode, app). Packed, it is a handful, whatever the model.
+Flower moves a message of a ResNet-18, which has 122 arrays, as some 250 objects, one call each and
+four times over (server, SuperLink, SuperNode, app). Packed, it is four, and one for each 4 MB.
 """
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
+from google.protobuf.message import DecodeError
 from torch import Tensor
 
 from fedlearn import records
 from fedlearn.config.errors import one_line
 
-PACKED, LAYOUT = "fedlearn.packed", "fedlearn.layout"
-"""Keys of the one array, and of what it is made of."""
+HEAD, PIECE = "fedlearn.head", "fedlearn.piece."
+"""Keys of what there is, and, with a number, of the arrays' bytes."""
+
+PIECE_BYTES = 4 * 1024 * 1024
+"""Of one piece at most: a call carries one, and several are under way at once."""
 
 ALIGNED = 64
 """Bytes: every tensor begins at a multiple, so that it can be used where it lies."""
@@ -35,35 +41,39 @@ Layout = list[tuple[str, list[tuple[str, str, list[int]]]]]
 
 
 def packer() -> Callable[[RecordDict], RecordDict]:
-    """Return what packs contents; records that several of them share are packed once."""
+    """Return what packs contents; arrays that several of them share are packed once."""
     # what was packed is kept, or another record could come to have its id
-    done: dict[tuple[tuple[str, int], ...], tuple[dict[str, ArrayRecord], ArrayRecord, str]] = {}
+    done: dict[tuple[tuple[str, int], ...], tuple[object, str, list[ConfigRecord]]] = {}
 
     def pack(content: RecordDict) -> RecordDict:
         of_arrays = records.of_kind(content, ArrayRecord)
         key = tuple((name, id(each)) for name, each in of_arrays.items())
         if key not in done:
-            done[key] = of_arrays, *_pack(of_arrays)
-        _, packed, layout = done[key]
-        others = {name: each for name, each in content.items() if name not in of_arrays}
-        return RecordDict({**others, PACKED: packed, LAYOUT: ConfigRecord({"layout": layout})})
+            layout, data = pack_arrays(of_arrays)
+            cuts = range(0, len(data), PIECE_BYTES)
+            pieces = [ConfigRecord({"bytes": data[at : at + PIECE_BYTES]}) for at in cuts]
+            done[key] = of_arrays, layout, pieces
+        _, layout, pieces = done[key]
+        others = RecordDict({k: each for k, each in content.items() if k not in of_arrays})
+        told = recorddict_to_proto(others).SerializeToString()
+        head = ConfigRecord({"layout": layout, "records": told})
+        return RecordDict({HEAD: head, **{f"{PIECE}{n}": each for n, each in enumerate(pieces)}})
 
     return pack
 
 
-def _pack(of_arrays: dict[str, ArrayRecord]) -> tuple[ArrayRecord, str]:
+def pack_arrays(of_arrays: dict[str, ArrayRecord]) -> tuple[str, bytes]:
+    """Return what tells how arrays lie in a block of bytes, as JSON, and the block."""
     layout: Layout = []
-    pieces: list[bytes] = []
+    parts: list[bytes] = []
     for key, arrays in of_arrays.items():
         tensors = records.to_tensors(arrays)
         layout.append((key, []))
         for name, tensor in tensors.items():
             layout[-1][1].append((name, str(tensor.dtype).removeprefix("torch."), [*tensor.shape]))
-            piece = _bytes_of(tensor)
-            pieces += [piece, bytes(-len(piece) % ALIGNED)]
-    data = b"".join(pieces)
-    array = Array("uint8", (len(data),), "raw", data)
-    return ArrayRecord({PACKED: array}), json.dumps(layout)
+            part = _bytes_of(tensor)
+            parts += [part, bytes(-len(part) % ALIGNED)]
+    return json.dumps(layout), b"".join(parts)
 
 
 def _bytes_of(tensor: Tensor) -> bytes:
@@ -78,25 +88,43 @@ def unpack(content: RecordDict) -> RecordDict:
     Raises:
         ValueError: It does not hold what it declares.
     """
-    if PACKED not in content:
+    if HEAD not in content:
         return content
-    arrays, told = content[PACKED], content.get(LAYOUT)
-    if not isinstance(arrays, ArrayRecord) or not isinstance(told, ConfigRecord):
-        raise ValueError("a packed message without its layout")
-    others = {name: each for name, each in content.items() if name not in (PACKED, LAYOUT)}
     try:
-        layout: Layout = json.loads(cast(str, told["layout"]))
-        (array,) = arrays.values()
-        return RecordDict({**_unpack(layout, array.data), **others})
-    # RuntimeError is torch's for a view that cannot be, and Python's for JSON that is too deep
-    except (ValueError, TypeError, KeyError, OverflowError, RuntimeError) as error:
+        head = cast(ConfigRecord, content[HEAD])
+        pieces = (content[f"{PIECE}{number}"] for number in range(len(content) - 1))
+        parts = [cast(bytes, cast(ConfigRecord, piece)["bytes"]) for piece in pieces]
+        told = ProtoRecordDict.FromString(cast(bytes, head["records"]))
+        arrays = unpack_arrays(cast(str, head["layout"]), parts)
+        return RecordDict({**arrays, **recorddict_from_proto(told)})
+    except (ValueError, TypeError, KeyError, AttributeError, DecodeError) as error:
         why = one_line(error)[:200]
         raise ValueError(f"a packed message that cannot be read: {why}") from error
 
 
-def _unpack(layout: Layout, data: bytes) -> dict[str, ArrayRecord]:
-    # a copy of our own: tensors may be written to, and their memory is aligned
-    buffer = torch.from_numpy(np.frombuffer(data, dtype=np.uint8).copy())
+def unpack_arrays(layout: str, parts: Sequence[bytes]) -> dict[str, ArrayRecord]:
+    """Return arrays by the keys of their records, in memory of their own.
+
+    Args:
+        layout: How they lie in the block.
+        parts: The block, in pieces.
+
+    Raises:
+        ValueError: The block is not what the layout declares.
+    """
+    buffer = torch.empty(sum(map(len, parts)), dtype=torch.uint8)  # torch aligns it
+    at = 0
+    for part in parts:
+        buffer.numpy()[at : at + len(part)] = np.frombuffer(part, dtype=np.uint8)
+        at += len(part)
+    try:
+        return _unpack(json.loads(layout), buffer)
+    # RuntimeError is torch's for a view that cannot be, and Python's for JSON that is too deep
+    except (TypeError, KeyError, OverflowError, RuntimeError) as error:
+        raise ValueError(one_line(error)) from error
+
+
+def _unpack(layout: Layout, buffer: Tensor) -> dict[str, ArrayRecord]:
     made: dict[str, ArrayRecord] = {}
     at = 0
     for key, arrays in layout:
@@ -106,14 +134,14 @@ def _unpack(layout: Layout, data: bytes) -> dict[str, ArrayRecord]:
                 raise ValueError(f"array {name!r} of {kind}{shape}")
             dtype = _DTYPES[kind]
             size = math.prod(shape) * dtype.itemsize
-            if at + size > len(data):
-                raise ValueError(f"{len(data)} bytes are too few")
+            if at + size > len(buffer):
+                raise ValueError(f"{len(buffer)} bytes are too few")
             piece = buffer[at : at + size]
             tensors[name] = (piece.view(dtype) if size else piece.to(dtype)).reshape(shape)
             at += size + -size % ALIGNED
         made[key] = records.to_arrays(tensors)
-    if at != len(data):
-        raise ValueError(f"{len(data)} bytes are too many")
+    if at != len(buffer):
+        raise ValueError(f"{len(buffer)} bytes are too many")
     return made
 
 

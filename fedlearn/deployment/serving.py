@@ -81,7 +81,7 @@ def serve(grid: Grid, context: Context) -> None:
     plan = prepare(told.composed)
     assert isinstance(plan.runtime, Deployment)
     if folder is not None:
-        plan.runtime.give(grid, KnownKeys(folder.clients_by_key()))
+        plan.runtime.give(grid, KnownKeys(folder.clients_by_key), folder.bell.ring)
         run_dir = folder.server / "runs" / told.run
     else:  # a SuperLink of somebody's own, without our keys
         plan.runtime.give(grid, Asked(plan.settings.num_clients))

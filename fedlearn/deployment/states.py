@@ -12,13 +12,13 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from fedlearn import records
 from fedlearn.client_state import read_back, written
-from fedlearn.deployment.packing import LAYOUT, PACKED, packer, unpack
+from fedlearn.deployment.packing import pack_arrays, unpack_arrays
 
 KEPT_RUNS = 3
 """Runs whose states stay on disk: the latest ones."""
@@ -97,17 +97,16 @@ class StateFiles:
 
 
 def _pieces(state: RecordDict) -> tuple[bytes, bytes, bytes]:
-    packed = packer()(state)
-    (array,) = cast(ArrayRecord, packed[PACKED]).values()
+    layout, data = pack_arrays(records.of_kind(state, ArrayRecord))
     header = {
-        LAYOUT: cast(ConfigRecord, packed[LAYOUT])["layout"],
+        "layout": layout,
         "values": {
             key: {name: written(value) for name, value in record.items()}
             for key, record in records.of_kind(state, ConfigRecord).items()
         },
     }
     line = json.dumps(header).encode() + b"\n"
-    return _digest(line, array.data) + b"\n", line, array.data
+    return _digest(line, data) + b"\n", line, data
 
 
 def _digest(*pieces: bytes) -> bytes:
@@ -124,13 +123,7 @@ def _read(path: Path) -> RecordDict:
             raise ValueError("its checksum is wrong")
         line, _, data = rest.partition(b"\n")
         header: dict[str, Any] = json.loads(line)
-        packed = RecordDict(
-            {
-                PACKED: ArrayRecord({PACKED: Array("uint8", (len(data),), "raw", data)}),
-                LAYOUT: ConfigRecord({"layout": header[LAYOUT]}),
-            }
-        )
-        state = unpack(packed)
+        state = RecordDict({**unpack_arrays(header["layout"], [data])})
         for key, values in header["values"].items():
             state[key] = ConfigRecord({name: read_back(each) for name, each in values.items()})
     except (ValueError, KeyError, TypeError) as error:

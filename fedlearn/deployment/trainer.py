@@ -6,18 +6,28 @@ builds the model each time. The trainer takes its place: it asks the SuperNode f
 installed; the app that came with the run is never executed.
 """
 
-import json
 import logging
 import sys
 import time
 from pathlib import Path
 
 import httpx
-from flwr.app import Error, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode, SubStatus
-from flwr.proto.runtime_pb2 import AcquireTaskRequest
+from flwr.common.serde import context_from_proto
+from flwr.proto.node_pb2 import Node as ProtoNode
+from flwr.proto.runtime_pb2 import (
+    AcquireTaskRequest,
+    PullAppMessagesRequest,
+    PullTaskInputRequest,
+)
 from flwr.supercore.constant import TaskType
 from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+from flwr.supercore.inflatable.inflatable_protobuf_utils import (
+    make_confirm_message_received_fn_protobuf,
+    make_pull_object_fn_protobuf,
+)
+from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
@@ -26,7 +36,8 @@ from flwr.supercore.interceptors import (
 from flwr.supercore.protobuf.client import ProtobufClientInterceptor
 from flwr.supercore.retry import make_simple_http_retry_invoker
 from flwr.supercore.runtime import RuntimeHttpClient
-from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.supernode.runtime.run_clientapp import push_message, push_task_output
 
 from fedlearn.config.errors import one_line
 from fedlearn.deployment.audit import Audit
@@ -38,6 +49,9 @@ from fedlearn.deployment.states import STATES, StateFiles
 
 PAUSE = 0.1
 """Seconds between questions for a task; they go to a process on this machine."""
+
+SHORTEST_S, LONGEST_S = 0.03, 0.3
+"""Seconds between looks for a part of a message that the SuperNode has yet to receive."""
 
 ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 
@@ -98,7 +112,7 @@ class Trainer:
         heartbeat.start()
         status, details = SubStatus.FAILED, "lost"
         try:
-            message, context, _, _ = pull_task_input(client)
+            message, context = _received(client)
             started, run = time.perf_counter(), ""
             try:
                 told = self._node.configuration(context.run_config)
@@ -145,13 +159,39 @@ class Trainer:
         )
 
 
+def _received(client: RuntimeHttpClient) -> tuple[Message, Context]:
+    """Return a task's message, and what Flower says of its run.
+
+    As Flower's ``pull_task_input``, which looks again only after 1 s, and then ever more rarely,
+    for what the SuperNode itself has yet to receive: a trainer that is awake is always too early.
+    """
+    told = client.PullTaskInput(PullTaskInputRequest())
+    TaskIdentity.task_id, TaskIdentity.run_id = told.task_id, told.run.run_id
+    TaskIdentity.node_id = told.context.node_id
+    context = context_from_proto(told.context)
+    (tree,) = client.PullMessages(PullAppMessagesRequest()).message_object_trees
+    node = ProtoNode(node_id=context.node_id)
+    message = pull_and_inflate_object_from_tree(
+        tree,
+        make_pull_object_fn_protobuf(client.PullObject, node, context.run_id),
+        make_confirm_message_received_fn_protobuf(
+            client.ConfirmMessageReceived, node, context.run_id
+        ),
+        return_type=Message,
+        max_tries_per_object=None,
+        initial_backoff=SHORTEST_S,
+        backoff_cap=LONGEST_S,
+    )
+    message.metadata.__dict__["_message_id"] = tree.object_id  # which is not among its bytes
+    return message, context
+
+
 def main(path: Path, port: int, device: str, threads: int, data: str | None) -> None:
     """Serve the SuperNode of a node's folder until the process ends."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.INFO)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     folder = Folder(path)
-    number = json.loads((folder.path / "node.json").read_text(encoding="utf-8"))["node"]
-    node = Node(number, folder.admin_public, device, threads, data, folder.path)
+    node = Node(folder.number, folder.admin_public, device, threads, data, folder.path)
     secret = (folder.path / "executor.secret").read_bytes()
     states = StateFiles(folder.path / STATES)
     audit = Audit(folder.audit)

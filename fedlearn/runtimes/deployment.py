@@ -65,7 +65,7 @@ class Deployment:
         self.connection = connection
         self._patience = Patience(round_s, quorum, gather_s, quorum_s)
         self._threads = threads
-        self._given: tuple[Any, Roll] | None = None
+        self._given: tuple[Any, Roll, Callable[[], None]] | None = None
 
     def folder(self) -> Folder:
         """Return the deployment's folder.
@@ -81,14 +81,15 @@ class Deployment:
     def check(self, continual: ContinualStrategy, build_model: Callable[[], nn.Module]) -> None:
         """Do nothing: nodes train one model at a time, as the serial executor does."""
 
-    def give(self, grid: Any, roll: Roll) -> None:
+    def give(self, grid: Any, roll: Roll, ring: Callable[[], None] = lambda: None) -> None:
         """Say what Flower gave the server's app.
 
         Args:
             grid: Its grid.
             roll: Which node is which client.
+            ring: Called when messages were sent.
         """
-        self._given = grid, roll
+        self._given = grid, roll, ring
 
     @contextmanager
     def open(self, client: Client) -> Iterator[DeploymentGrid]:
@@ -104,8 +105,8 @@ class Deployment:
             raise ConfigError(
                 "runtime=deployment: runs beside a SuperLink; fedlearn run submits it there"
             )
-        grid, roll = self._given
-        yield DeploymentGrid(grid, roll, self._patience)
+        grid, roll, ring = self._given
+        yield DeploymentGrid(grid, roll, self._patience, ring)
 
     def run(self, server_app: ServerApp, grid: DeploymentGrid) -> None:
         """Run `server_app` to its end."""

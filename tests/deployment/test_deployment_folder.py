@@ -2,13 +2,16 @@
 
 import json
 import shutil
+import socket
 
 import pytest
+from flwr.common import constant
 
 from fedlearn.cli import main
 from fedlearn.config.errors import ConfigError
 from fedlearn.deployment.folder import FACTS, Folder, init
 from fedlearn.deployment.keys import public_pem
+from fedlearn.deployment.machines import MOST_AHEAD_S, MOST_BEHIND_S, clock_trouble
 
 NODES = 3
 
@@ -152,10 +155,77 @@ def test_a_node_that_there_is_not_is_refused(made, tmp_path, capsys):
         assert f"--local-port={port}: must be in [1, 65535]" in told
 
 
+def test_a_port_that_is_in_use_is_refused_before_anything_starts(made, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        told = refused(capsys, "supernode", made, "--node", 1, "--local-port", port)
+        assert told == f"--local-port={port}: is in use on this machine, at 127.0.0.1\n"
+    with socket.create_server(("127.0.0.1", 9193)):
+        told = refused(capsys, "superlink", made)
+        assert told == "--control-port=9193: is in use on this machine, at 127.0.0.1\n"
+    told = refused(capsys, "superlink", made, "--listen", "192.0.2.1")
+    assert told.startswith("--port=9192: ")
+    assert told.endswith(", at 192.0.2.1\n")
+    assert not (made / "server" / "logs").exists()
+
+
+def test_a_part_that_does_not_say_whose_it_is_is_refused(made, tmp_path, capsys):
+    part = shutil.copytree(made / "nodes" / "0", tmp_path / "part")
+    for text in ("{", "[]", '{"node": "x"}', None):
+        (part / "node.json").unlink()
+        if text is not None:
+            (part / "node.json").write_text(text)
+        told = refused(capsys, "supernode", part, "--node", 0)
+        assert told.startswith(f"{part / 'node.json'}: is missing or damaged: ")
+        (part / "node.json").touch()
+
+
+def test_a_node_gets_another_key(made, tmp_path, capsys):
+    path = shutil.copytree(made, tmp_path / "fl")
+    folder, part = Folder(path), path / "nodes" / "1"
+    before = folder.clients_by_key()
+    old = (part / "node.key").read_bytes()
+    assert main(["deploy", "renew", str(path), "--node", "1"]) == 0
+    told = capsys.readouterr().out
+    assert f"{part}: has another key" in told
+    assert "until the server is started anew, the old key is taken: no SuperLink answers" in told
+    after = folder.clients_by_key()
+    assert len(after) == NODES
+    assert {k: n for k, n in before.items() if n != 1} == {k: n for k, n in after.items() if n != 1}
+    assert after[public_pem(part / "node.pub")] == 1
+    assert public_pem(part / "node.pub") not in before
+    assert (part / "node.key").read_bytes() != old
+    assert (part / "node.key").stat().st_mode & 0o777 == 0o600
+    assert files(path) == files(made)
+    shutil.rmtree(part)
+    assert "is not on this machine" in refused(capsys, "renew", path, "--node", 1)
+
+
+@pytest.mark.parametrize(
+    ("ahead", "told"),
+    [
+        (0.0, None),
+        (4.9, None),
+        (-299.0, None),
+        (60.0, "is 60 s ahead of the server's"),
+        (-3600.0, "is 3600 s behind the server's"),
+    ],
+)
+def test_a_clock_that_the_server_would_refuse_is_told(ahead, told):
+    why = clock_trouble(1_000_000.0, 1_000_000.0 + ahead)
+    assert why is None if told is None else told in why
+
+
+def test_clocks_may_differ_by_what_flower_takes():
+    assert constant.SYSTEM_TIME_TOLERANCE == MOST_AHEAD_S
+    assert constant.TIMESTAMP_TOLERANCE == MOST_BEHIND_S
+
+
 ACTIONS = {
     "superlink": [],
     "supernode": ["--node", "0"],
     "status": [],
+    "renew": ["--node", "0"],
     "stop": ["--run", "1"],
 }
 

@@ -5,16 +5,20 @@ import torch
 from executors import Remembering
 from fake_flower import Clock, FakeFlower, key_of, node_of
 from federation import federate, norm_model
-from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from fedlearn import records
 from fedlearn.deployment import grid as grids
 from fedlearn.deployment.grid import Asked, DeploymentGrid, KnownKeys, Patience
-from fedlearn.deployment.packing import LAYOUT, PACKED, packer, unpacked
+from fedlearn.deployment.packing import HEAD, PIECE, packer, unpacked
 from fedlearn.runtimes.inprocess import InProcessGrid
 from fedlearn.server import RunFailedError
 
 CLIENTS = {key_of(client_id): client_id for client_id in range(4)}
+
+
+def known_keys():
+    return KnownKeys(lambda: CLIENTS)
 
 
 @pytest.fixture
@@ -35,7 +39,7 @@ def echo(message):
 
 def make(clock, answer=echo, present=range(4), **patience):
     flower = FakeFlower(clock, answer, connected(*present))
-    return DeploymentGrid(flower, KnownKeys(CLIENTS), Patience(**patience)), flower
+    return DeploymentGrid(flower, known_keys(), Patience(**patience)), flower
 
 
 def to(client_id, number=0.0, ttl=None):
@@ -74,7 +78,7 @@ def test_replies_are_of_whom_was_asked_and_as_they_were_before_packing(clock):
         arrived = records.to_tensors(reply.content["arrays"])["w"]
         assert arrived.tolist() == [10 + client_id] * 3
         assert reply.content["config"]["number"] == 10 + client_id
-    assert all(PACKED in message.content for message in flower.pushed)
+    assert all(HEAD in message.content for message in flower.pushed)
     assert clock.now < 1006
 
 
@@ -126,12 +130,14 @@ def test_an_answer_in_anothers_place_is_an_error_of_the_one_who_was_asked(clock)
 @pytest.mark.parametrize(
     ("parts", "reason"),
     [
-        ({PACKED: ArrayRecord(), LAYOUT: ConfigRecord({"layout": "[["})}, "cannot be read"),
-        ({PACKED: ArrayRecord()}, "without its layout"),
+        ({HEAD: ConfigRecord({"layout": "[[", "records": b""})}, "cannot be read"),
+        ({HEAD: ConfigRecord()}, "cannot be read"),
         (
             {
-                PACKED: ArrayRecord({PACKED: torch.zeros(3, dtype=torch.uint8)}),
-                LAYOUT: ConfigRecord({"layout": '[["arrays", [["w", "float64", [1000]]]]]'}),
+                HEAD: ConfigRecord(
+                    {"layout": '[["arrays", [["w", "float64", [1000]]]]]', "records": b""}
+                ),
+                f"{PIECE}0": ConfigRecord({"bytes": bytes(3)}),
             },
             "too few",
         ),
@@ -155,9 +161,7 @@ def test_a_message_that_the_superlink_refuses_is_an_error_of_its_client(clock):
             ids = super().push_messages(messages)
             return ["", ids[1], "", ids[3]]
 
-    grid = DeploymentGrid(
-        Refusing(clock, echo, connected(*range(4))), KnownKeys(CLIENTS), Patience()
-    )
+    grid = DeploymentGrid(Refusing(clock, echo, connected(*range(4))), known_keys(), Patience())
     replies = by_client(grid.send_and_receive([to(k) for k in range(4)]))
     assert sorted(replies) == [0, 1, 2, 3]
     refused = {k: reply.error.reason for k, reply in replies.items() if reply.has_error()}
@@ -170,7 +174,7 @@ def test_a_batch_that_is_too_large_for_flower_is_an_error_of_each_client(clock):
         def push_messages(self, messages):
             return []
 
-    grid = DeploymentGrid(Full(clock, echo, connected(*range(4))), KnownKeys(CLIENTS), Patience())
+    grid = DeploymentGrid(Full(clock, echo, connected(*range(4))), known_keys(), Patience())
     replies = by_client(grid.send_and_receive([to(k) for k in range(4)]))
     assert all(reply.has_error() for reply in replies.values())
     assert len(replies) == 4
@@ -184,7 +188,7 @@ def test_replies_that_nobody_asked_for_are_ignored(clock):
             strange.metadata.__dict__["_reply_to_message_id"] = "m99"
             return [strange, *replies, *replies]  # and twice
 
-    grid = DeploymentGrid(Chatty(clock, echo, connected(*range(4))), KnownKeys(CLIENTS), Patience())
+    grid = DeploymentGrid(Chatty(clock, echo, connected(*range(4))), known_keys(), Patience())
     replies = by_client(grid.send_and_receive([to(k, k) for k in range(3)]))
     assert sorted(replies) == [0, 1, 2]
     assert not any(reply.has_error() for reply in replies.values())
@@ -419,7 +423,7 @@ def deployment(clock, absent=(), late=()):
             return (25.0 if trains and (client_id, flower.rounds) in late else 0.0), reply
 
         flower = Nodes(clock, answer)
-        grid = DeploymentGrid(flower, KnownKeys(CLIENTS), Patience(round_s=20.0, gather_s=0.0))
+        grid = DeploymentGrid(flower, known_keys(), Patience(round_s=20.0, gather_s=0.0))
         grid.executor = executor
         return grid
 

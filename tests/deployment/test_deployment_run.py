@@ -4,12 +4,15 @@ import json
 import os
 import ssl
 import subprocess
+from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from deployed import (
     QUIET,
     SMALL,
@@ -23,6 +26,11 @@ from deployed import (
     summary_of,
     wait_for_round,
 )
+from flwr.common.constant import TIMESTAMP_HEADER
+from flwr.proto.fleet_pb2 import ActivateNodeRequest
+from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
+from flwr.supercore.date import now
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
 
 from fedlearn.config.composition import compose
 from fedlearn.deployment.configuration import CONFIGURATION, SIGNATURE, signed
@@ -195,3 +203,44 @@ def test_sites_with_data_of_their_own_give_the_digest_of_the_same_split_here(
     there = f"partition.path={tmp_path / 'rows.json'}"
     reference = serial(tmp_path, [*run, *whole, there])
     assert summary_of(run_dir_of(tmp_path))["digest"] == reference["digest"]
+
+
+def test_a_key_that_was_renewed_is_refused_and_the_new_one_taken(deployed: Deployed) -> None:
+    """Flower asks by public key; the SuperLink has forgotten the old one at once."""
+    control = Control(deployed.folder)
+    (before,) = (node for node in control.nodes() if node.client_id == 2)
+    part = deployed.folder.path / "nodes" / "2"
+    old = {name: (part / name).read_bytes() for name in ("node.key", "node.pub")}
+    told = deployed.ask(["deploy", "renew", str(deployed.folder.path), "--node", "2"])
+    assert told.stdout.splitlines()[1] == "the old key is refused from now on"
+    (after,) = (node for node in control.nodes() if node.client_id == 2)
+    assert (after.status, before.status) == ("registered", "online")
+    assert after.node_id != before.node_id
+    assert len(control.nodes()) == 3
+    control.close()
+    assert activation(deployed, part / "node.key").status_code == 200
+    for name, content in old.items():
+        (part / f"old-{name}").write_bytes(content)
+    assert activation(deployed, part / "old-node.key").status_code == 401
+
+
+def activation(deployed: Deployed, key_path: Path) -> httpx.Response:
+    """What the server answers to a SuperNode that comes with a key."""
+    key = serialization.load_ssh_private_key(key_path.read_bytes(), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    public, timestamp = public_key_to_bytes(key.public_key()), now().isoformat()
+    signature = sign_message(key, timestamp.encode())
+    headers = {
+        FLEET_HTTP_PUBLIC_KEY_HEADER: b64encode(public).decode(),
+        TIMESTAMP_HEADER: timestamp,
+        FLEET_HTTP_SIGNATURE_HEADER: b64encode(signature).decode(),
+        "content-type": "application/x-protobuf",
+    }
+    request = ActivateNodeRequest(public_key=public, heartbeat_interval=30)
+    facts = deployed.folder.facts
+    return httpx.post(
+        f"https://localhost:{facts.port}/v1/fleet/activate-node",
+        content=request.SerializeToString(),
+        headers=headers,
+        verify=ssl.create_default_context(cafile=str(deployed.folder.authority)),
+    )

@@ -6,13 +6,16 @@ import socket
 import ssl
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import pytest
 import uvicorn
 
 from fedlearn.deployment import gate as gates
+from fedlearn.deployment.bell import Bell
 from fedlearn.deployment.gate import FLEET, MOST_BYTES, Gate
+from fedlearn.deployment.waiting_room import WaitingRoom
 
 CALLS = [
     "register-node",
@@ -30,6 +33,10 @@ CALLS = [
 ]
 
 
+def room():
+    return WaitingRoom(Bell(Path("no bell")))
+
+
 def make_gate(answer):
     """A gate before `answer`, and what comes through."""
     seen = []
@@ -38,7 +45,7 @@ def make_gate(answer):
         seen.append(request)
         return answer(request)
 
-    gate = Gate("https://127.0.0.1:9093", ssl.create_default_context())
+    gate = Gate("https://127.0.0.1:9093", ssl.create_default_context(), room())
     gate._client = httpx.AsyncClient(
         base_url="https://127.0.0.1:9093", transport=httpx.MockTransport(upstream)
     )
@@ -338,7 +345,7 @@ def test_over_sockets_as_over_the_interface(serve):
         await send({"type": "http.response.body", "body": body[::-1]})
 
     upstream = serve(superlink)
-    port = serve(Gate(f"http://127.0.0.1:{upstream}", ssl.create_default_context()))
+    port = serve(Gate(f"http://127.0.0.1:{upstream}", ssl.create_default_context(), room()))
     large = bytes(range(256)) * 20_000
     with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
         for _ in range(3):
@@ -370,7 +377,7 @@ def test_over_sockets_as_over_the_interface(serve):
 def test_over_sockets_a_superlink_that_is_not_there_is_502(serve):
     with socket.create_server(("127.0.0.1", 0)) as free:
         nobody = free.getsockname()[1]
-    port = serve(Gate(f"http://127.0.0.1:{nobody}", ssl.create_default_context()))
+    port = serve(Gate(f"http://127.0.0.1:{nobody}", ssl.create_default_context(), room()))
     reply = httpx.post(f"http://127.0.0.1:{port}{FLEET}get-run")
     assert reply.status_code == 502
     assert "does not answer" in reply.text

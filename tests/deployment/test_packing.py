@@ -13,8 +13,9 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 
 from fedlearn import records
 from fedlearn.deployment import packing
-from fedlearn.deployment.packing import LAYOUT, PACKED, packer, unpack, unpacked
+from fedlearn.deployment.packing import HEAD, PIECE, packer, unpack, unpacked
 
+FIRST = f"{PIECE}0"
 DTYPES = [
     torch.bool,
     torch.uint8,
@@ -83,10 +84,7 @@ def test_what_comes_out_is_what_went_in(seed):
     packed = packer()(content)
     assert shape_of(content) == before  # nothing happens to what is packed
     assert shape_of(unpack(packed)) == before
-    arrays = [record for record in packed.values() if isinstance(record, ArrayRecord)]
-    assert [len(each) for each in arrays] == [1]
-    others = [key for key, record in content.items() if not isinstance(record, ArrayRecord)]
-    assert all(packed[key] is content[key] for key in others)
+    assert all(isinstance(record, ConfigRecord) for record in packed.values())
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -100,12 +98,12 @@ def test_every_dtype_comes_back_alone_empty_and_as_one_number(dtype):
 def test_what_was_unpacked_can_be_written_to_and_shares_nothing_with_the_message():
     content = RecordDict({"arrays": records.to_arrays({"a": torch.zeros(3), "b": torch.ones(3)})})
     packed = packer()(content)
-    before = packed[PACKED][PACKED].data
+    before = packed[FIRST]["bytes"]
     first, second = (records.to_tensors(unpack(packed)["arrays"]) for _ in range(2))
     first["a"].fill_(7)
     assert first["b"].tolist() == [1, 1, 1]
     assert second["a"].tolist() == [0, 0, 0]
-    assert packed[PACKED][PACKED].data == before
+    assert packed[FIRST]["bytes"] == before
     for tensor in first.values():
         assert tensor.data_ptr() % tensor.element_size() == 0
 
@@ -142,7 +140,7 @@ def test_records_that_contents_share_are_encoded_once(encoded):
     contents = [RecordDict({"arrays": shared, "config": ConfigRecord({"k": k})}) for k in range(5)]
     packed = [pack(content) for content in contents]
     assert len(encoded) == 2
-    assert len({id(each[PACKED]) for each in packed}) == 1
+    assert len({id(each[FIRST]) for each in packed}) == 1
     for content, each in zip(contents, packed, strict=True):
         assert shape_of(unpack(each)) == shape_of(content)
 
@@ -168,11 +166,10 @@ def test_records_that_are_gone_are_not_taken_for_those_that_come():
 # --- what cannot be read ------------------------------------------------------------------------
 
 
-def forged(layout, data=b"", dtype="uint8", shape=None):
+def forged(layout, data=b"", told=b""):
     text = layout if isinstance(layout, str) else json.dumps(layout)
-    array = Array(dtype, (len(data),) if shape is None else shape, "raw", data)
-    told = ConfigRecord({"layout": text})
-    return RecordDict({PACKED: ArrayRecord({PACKED: array}), LAYOUT: told})
+    head = ConfigRecord({"layout": text, "records": told})
+    return RecordDict({HEAD: head, FIRST: ConfigRecord({"bytes": data})})
 
 
 def one(dtype, shape):
@@ -246,40 +243,76 @@ def test_a_malformed_layout_is_a_value_error_and_costs_no_memory(layout):
 
 def test_a_content_without_its_parts_is_a_value_error():
     packed = packer()(some_content(3))
-    array, layout = packed[PACKED], packed[LAYOUT]
-    two = ArrayRecord({name: Array("uint8", (0,), "raw", b"") for name in ("a", "b")})
+    head, piece = packed[HEAD], packed[FIRST]
+    arrays = ArrayRecord({"bytes": Array("uint8", (1,), "raw", b"x")})
     for parts in (
-        {PACKED: array},
-        {PACKED: layout, LAYOUT: array},
-        {PACKED: array, LAYOUT: MetricRecord({"layout": 1})},
-        {PACKED: array, LAYOUT: ConfigRecord({})},
-        {PACKED: array, LAYOUT: ConfigRecord({"layout": 3})},
-        {PACKED: array, LAYOUT: ConfigRecord({"layout": ["[]"]})},
-        {PACKED: array, LAYOUT: ConfigRecord({"layout": b"\xff"})},
-        {PACKED: ArrayRecord(), LAYOUT: layout},
-        {PACKED: two, LAYOUT: layout},
+        {HEAD: head},
+        {HEAD: head, f"{PIECE}1": piece},
+        {HEAD: head, "config": piece},
+        {HEAD: head, FIRST: piece, f"{PIECE}2": piece},
+        {HEAD: arrays, FIRST: piece},
+        {HEAD: MetricRecord({"layout": 1}), FIRST: piece},
+        {HEAD: head, FIRST: arrays},
+        {HEAD: head, FIRST: MetricRecord({"bytes": 1})},
+        {HEAD: head, FIRST: ConfigRecord({})},
+        {HEAD: head, FIRST: ConfigRecord({"bytes": "text"})},
+        {HEAD: head, FIRST: ConfigRecord({"bytes": [b"x"]})},
+        *({HEAD: ConfigRecord({**head, "layout": bad}), FIRST: piece} for bad in (3, ["[]"])),
+        *({HEAD: ConfigRecord({**head, "records": bad}), FIRST: piece} for bad in (3, "x", [b""])),
+        {HEAD: ConfigRecord({"layout": head["layout"]}), FIRST: piece},
+        {HEAD: ConfigRecord({"records": head["records"]}), FIRST: piece},
     ):
-        with pytest.raises(ValueError, match="a packed message"):
+        with pytest.raises(ValueError, match="a packed message that cannot be read: "):
             unpack(RecordDict(parts))
 
 
 def test_truncated_and_extended_bytes_are_value_errors():
     tensors = {"a": torch.arange(5.0), "b": torch.arange(3), "c": torch.tensor(True)}
     packed = packer()(RecordDict({"arrays": records.to_arrays(tensors)}))
-    data, layout = packed[PACKED][PACKED].data, packed[LAYOUT]["layout"]
+    data, layout = packed[FIRST]["bytes"], packed[HEAD]["layout"]
     for length in range(len(data)):
         with pytest.raises(ValueError, match="bytes are too"):
             unpack(forged(layout, data[:length]))
     with pytest.raises(ValueError, match="bytes are too many"):
         unpack(forged(layout, data + b"\0"))
-    told = unpack(forged(layout, data, dtype="float64", shape=(2**40,)))  # what it declares is moot
-    assert records.to_tensors(told["arrays"])["a"].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_large_arrays_are_cut_into_pieces(monkeypatch):
+    monkeypatch.setattr(packing, "PIECE_BYTES", 100)
+    content = RecordDict({"arrays": records.to_arrays({"a": torch.arange(100.0)})})
+    packed = packer()(content)
+    assert [len(packed[f"{PIECE}{n}"]["bytes"]) for n in range(5)] == [100, 100, 100, 100, 48]
+    assert len(packed) == 6
+    assert shape_of(unpack(packed)) == shape_of(content)
+    del packed[f"{PIECE}0"]
+    with pytest.raises(ValueError, match="a packed message that cannot be read: "):
+        unpack(packed)
+
+
+def test_no_damage_to_other_records_raises_anything_but_a_value_error():
+    content = RecordDict(
+        {
+            "config": ConfigRecord({"b": b"x", "s": "x", "l": [1.5, 2.5], "t": True}),
+            "metrics": MetricRecord({"loss": 0.25, "a": [1, 2]}),
+        }
+    )
+    told = packer()(content)[HEAD]["records"]
+    draw = random.Random(0)
+    refused = 0
+    for _ in range(3000):
+        at = draw.randrange(len(told))
+        damaged = told[:at] + draw.randbytes(draw.randrange(3)) + told[at + draw.randrange(4) :]
+        try:
+            unpack(forged([], b"", damaged))
+        except ValueError:
+            refused += 1
+    assert refused > 1000
 
 
 def test_no_damage_to_a_layout_raises_anything_but_a_value_error():
     tensors = {"a": torch.arange(5.0), "b": torch.arange(3), "e": torch.zeros(0, 2)}
     packed = packer()(RecordDict({"arrays": records.to_arrays(tensors)}))
-    data, layout = packed[PACKED][PACKED].data, packed[LAYOUT]["layout"]
+    data, layout = packed[FIRST]["bytes"], packed[HEAD]["layout"]
     draw = random.Random(0)
     refused = 0
     for _ in range(3000):

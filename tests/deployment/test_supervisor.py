@@ -245,9 +245,13 @@ def test_who_asks_twice_does_not_wait(tmp_path, monkeypatch):
 
 
 SUPERVISES = """
+import signal
 import sys
 from pathlib import Path
 from fedlearn.deployment import supervisor
+
+# shells have what they start in the background ignore it
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 supervisor.GRACE_S = float(sys.argv[2])
 folder, (python, *program) = Path(sys.argv[1]), sys.argv[3:]
