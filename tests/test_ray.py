@@ -114,7 +114,7 @@ def test_a_job_whose_actor_is_killed_is_done_by_another(pool, tmp_path):
 
 def test_what_is_kept_outlives_the_actor_that_kept_it(pool):
     parcels = pool.map([("keep", float(i)) for i in range(3)])
-    pool.map([("die",)] * 4)
+    pool.map([("die",)] * 2)
     parcels = pool.map([("add", parcel) for parcel in parcels])
     kept = [pool.open(parcel) for parcel in parcels]
     assert [(float(each["w"][9]), float(each["before"][9])) for each in kept] == [

@@ -322,6 +322,7 @@ def test_wandb_goes_on_under_the_same_id(
 @pytest.mark.filterwarnings(
     "ignore:unclosed:ResourceWarning", "ignore:subprocess .* is still running:ResourceWarning"
 )
+@pytest.mark.slow
 def test_clients_on_ray_go_on_in_processes(tmp_path: Path, interrupt: Any) -> None:
     pytest.importorskip("ray")
     _, unbroken = run(tmp_path / "unbroken", "continual=replay", MOST)

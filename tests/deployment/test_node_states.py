@@ -265,7 +265,7 @@ def test_a_process_killed_while_it_saves_leaves_the_old_state_or_the_new_one(fol
             assert committed.unique().tolist() == [left - 1]
             half_written += (own / "run" / "state.draft").exists()
             files = StateFiles(own)  # and it goes on from there
-            turn(files.state("run"), 9)
+            turn(files.state("run"), left + 1)
             files.save("run")
             assert everything(StateFiles(own).state("run")) == everything(files.state("run"))
         process.stdin.close()
