@@ -11,7 +11,8 @@ from torch import Tensor
 from fedlearn.aggregation_state import UnsavableError
 from fedlearn.checkpoint import Checkpoints
 from fedlearn.client_state import UsedTurn
-from fedlearn.server import ReachesStates, RunFailedError, Server, used_turns
+from fedlearn.grids import ReachesStates, RunFailedError, used_turns
+from fedlearn.server import Server
 from fedlearn.spans import span
 
 

@@ -14,16 +14,10 @@ from fedlearn.client import Client
 from fedlearn.cohort import cohort_size
 from fedlearn.directory_lock import held
 from fedlearn.evaluation import Evaluator
+from fedlearn.grids import ReachesStates, RunFailedError, restore_clients
 from fedlearn.local_work import LocalWork
 from fedlearn.resumption import describe_run, warnings_of
-from fedlearn.server import (
-    ReachesStates,
-    RoundPlan,
-    RunFailedError,
-    Server,
-    make_server_app,
-    restore_clients,
-)
+from fedlearn.server import RoundPlan, Server, make_server_app
 from fedlearn.spans import span
 from fedlearn.tracking.background import written_down
 from fedlearn.tracking.jsonl import METRICS

@@ -6,23 +6,23 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message
 from flwr.app.exception import AppExitException
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor, nn
 
 from fedlearn import aggregation_state, records
-from fedlearn.client_state import ClientState, UsedTurn
 from fedlearn.cohort import CohortGrid, cohort_size
-from fedlearn.cohorts.sampler import CohortSampler, Integers, Told, candidates_at, sample_clients
+from fedlearn.cohorts.sampler import CohortSampler, Told, candidates_at, sample_clients
 from fedlearn.cohorts.uniform import Uniform
 from fedlearn.evaluation import Evaluator
 from fedlearn.faults import Faults
+from fedlearn.grids import Roster, RunFailedError
 from fedlearn.ledger import OUTCOMES, Ledger
 from fedlearn.schedule import Schedule
 from fedlearn.scoreboard import Accuracies, Scoreboard, jsonable
@@ -32,48 +32,8 @@ from fedlearn.spans import span
 from fedlearn.stacked import Instructions, Replies
 from fedlearn.types import Scenario
 
-
-@runtime_checkable
-class KnowsClients(Protocol):
-    """A grid that knows which node is which client, so that nobody has to be asked."""
-
-    def nodes_of_clients(self) -> dict[int, int]:
-        """Return each client's node id, by client id, ascending."""
-        ...
-
-
-@runtime_checkable
-class ReachesStates(KnowsClients, Protocol):
-    """A grid that has its clients' continual states in reach; elsewhere clients keep their own."""
-
-    def context(self, node_id: int) -> Context:
-        """Return a context that holds a client's state, not to be changed."""
-        ...
-
-    def restore(self, node_id: int, turn: UsedTurn) -> None:
-        """Let a client that has taken no turn here go on from this one."""
-        ...
-
-
-@runtime_checkable
-class LosesClients(Protocol):
-    """A grid whose clients come and go."""
-
-    def gather(self) -> dict[int, int]:
-        """Wait until a round can begin; return the node ids of those connected, by client id.
-
-        Raises:
-            RunFailedError: It cannot.
-        """
-        ...
-
-
 Bound = Callable[[int], str | None]
 """Given the number of replies, None or one line: why the aggregation cannot use so few."""
-
-
-class RunFailedError(RuntimeError):
-    """The run cannot learn: too many rounds in a row changed nothing."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +113,6 @@ class Server:
         self.told = Told()
         sizes = scenario.shares.sizes()
         self._sizes = (torch.ones_like(sizes) if scenario.elsewhere else sizes).numpy()
-        self._reachable: Integers | None = None
         self._acknowledged: dict[int, int] = {}
         self._failed_in_a_row = 0
 
@@ -221,73 +180,33 @@ class Server:
             RunFailedError: `max_failed_rounds` rounds in a row changed nothing.
         """
         with span("query"):
-            nodes = self._find_clients(grid)
-        if len(nodes) < self._scenario.num_clients:
-            self._reachable = np.array(list(nodes), dtype=np.int64)
+            roster = Roster(grid, self._scenario.num_clients, self._warn)
         board = self.scoreboard
         if not self.rounds:
             with span("baseline"):
                 board.baseline = board.of_experiences(self._test(board.topics())[0])
-        known: Collection[int] = range(self._scenario.num_clients)
         for server_round in range(self.rounds + 1, self._schedule.num_rounds + 1):
-            if isinstance(grid, LosesClients):
-                known = nodes = self._gather(grid, known)
+            roster.gather()
             with span("round", round=server_round):
-                accuracy = self._round(grid, nodes, server_round)
+                accuracy = self._round(grid, roster, server_round)
             finishing = self._schedule.finishing(server_round)
             present = set(self._schedule.present(server_round).tolist()) if finishing else set()
             for experience, clients in finishing:
-                here = {k: nodes[k] for k in clients if k in present and k in nodes}
+                here = {k: n for k, n in roster.of(clients).items() if k in present}
                 with span("experience", experience=experience):
                     self._end_experience(grid, here, server_round, experience, clients, accuracy)
             self.rounds = server_round
             if after_round is not None:
                 after_round()
 
-    def _find_clients(self, grid: Grid) -> dict[int, int]:
-        """Return each client's node id: Flower's ids are transport, and random on some grids."""
-        if isinstance(grid, KnowsClients):
-            return grid.nodes_of_clients()
-        asked = [
-            Message(RecordDict(), dst_node_id=node_id, message_type="query")
-            for node_id in grid.get_node_ids()
-        ]
-        nodes: dict[int, int] = {}
-        for reply in grid.send_and_receive(asked):
-            if reply.has_error():
-                continue
-            told = records.metrics_of(reply).get(records.PARTITION_ID)
-            if isinstance(told, int) and 0 <= told < self._scenario.num_clients:
-                nodes[told] = reply.metadata.src_node_id
-        for client_id in sorted(set(range(self._scenario.num_clients)) - nodes.keys()):
-            self._warn(f"client {client_id} did not answer; the run goes on without it")
-        return dict(sorted(nodes.items()))
-
-    def _gather(self, grid: LosesClients, before: Collection[int]) -> dict[int, int]:
-        """Return the node ids of the clients that this round can be among.
-
-        Args:
-            grid: Where they are.
-            before: The clients of the round before; of the first one, all.
-        """
-        with span("gather"):
-            nodes = grid.gather()
-        for client_id in sorted(set(before) - nodes.keys()):
-            self._warn(f"client {client_id} is not connected; the run goes on without it")
-        for client_id in sorted(nodes.keys() - set(before)):
-            self._warn(f"client {client_id} is connected")
-        whole = len(nodes) == self._scenario.num_clients
-        self._reachable = None if whole else np.array(list(nodes), dtype=np.int64)
-        return nodes
-
-    def _round(self, grid: Grid, nodes: Mapping[int, int], server_round: int) -> Accuracies:
+    def _round(self, grid: Grid, roster: Roster, server_round: int) -> Accuracies:
         """Take one round; return the new model's accuracy by topic, NaN where not tested."""
         started = time.perf_counter()
         # Step 1: the cohort, a pure function of (seed, round) and of what was told before.
         with span("cohort"):
-            cohort = self._cohort(server_round)
+            cohort = self._cohort(server_round, roster)
             dropped = self._dropped(cohort, server_round)
-            client_of = {nodes[client_id]: client_id for client_id in cohort}
+            client_of = {node_id: client_id for client_id, node_id in roster.of(cohort).items()}
 
         # Step 2: the aggregation writes its instructions; each client gets a copy of its own.
         with span("configure"):
@@ -369,10 +288,15 @@ class Server:
         self._count_failure(failure, server_round, self._is_injected(screened))
         return accuracy
 
-    def _cohort(self, server_round: int) -> list[int]:
+    def _cohort(self, server_round: int, roster: Roster) -> list[int]:
         plan, schedule = self._plan, self._schedule
         candidates = candidates_at(
-            server_round, schedule, self._sizes, plan.run_seed, plan.fraction_train, self._reachable
+            server_round,
+            schedule,
+            self._sizes,
+            plan.run_seed,
+            plan.fraction_train,
+            roster.reachable,
         )
         return [] if candidates is None else plan.cohort.choose(candidates, self.told)
 
@@ -583,29 +507,6 @@ def make_server_app(server: Server, after_round: Callable[[], None] | None = Non
         server.run(grid, after_round)
 
     return app
-
-
-def used_turns(grid: ReachesStates, acknowledged: Mapping[int, int]) -> dict[int, UsedTurn]:
-    """Return the turns from which clients are going to go on, by client id.
-
-    Args:
-        grid: Where the clients are.
-        acknowledged: By client id, the last round whose reply the server used.
-    """
-    nodes = grid.nodes_of_clients()
-    turns: dict[int, UsedTurn] = {}
-    for client_id, server_round in acknowledged.items():
-        turn = ClientState(grid.context(nodes[client_id]).state).used(server_round)
-        if turn is not None:
-            turns[client_id] = turn
-    return turns
-
-
-def restore_clients(grid: ReachesStates, turns: Mapping[int, UsedTurn]) -> None:
-    """Let clients that have taken no turn yet go on from these, by client id."""
-    nodes = grid.nodes_of_clients()
-    for client_id, turn in turns.items():
-        grid.restore(nodes[client_id], turn)
 
 
 def digest_of(tensors: Mapping[str, Tensor]) -> str:

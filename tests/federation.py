@@ -15,13 +15,14 @@ from fedlearn.cohorts.sampler import CohortSampler
 from fedlearn.cohorts.uniform import Uniform
 from fedlearn.evaluation import Evaluator
 from fedlearn.faults import Faults
+from fedlearn.grids import restore_clients
 from fedlearn.local_work import LocalWork
 from fedlearn.lr_schedules import Constant, LrSchedule
 from fedlearn.runtimes.inprocess import InProcess, InProcessGrid
 from fedlearn.runtimes.serial import Executor, Serial
 from fedlearn.schedule import Schedule
 from fedlearn.seeding import borrowed_global_rng
-from fedlearn.server import Bound, RoundPlan, Server, make_server_app, restore_clients
+from fedlearn.server import Bound, RoundPlan, Server, make_server_app
 from fedlearn.types import Experience, Report, Samples, Scenario, Shares, State, Topic, Turn
 from strategies.aggregation.fedavg import FedAvg
 

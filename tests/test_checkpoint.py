@@ -28,8 +28,8 @@ from fedlearn.client_state import ClientState, UsedTurn
 from fedlearn.config.choices import find_choices
 from fedlearn.config.composition import compose
 from fedlearn.config.experiment import prepare
+from fedlearn.grids import used_turns
 from fedlearn.records import to_arrays
-from fedlearn.server import used_turns
 from fedlearn.tensor_files import read_tensors, write_tensors
 from fedlearn.types import State
 from strategies.aggregation.fedavg import FedAvg

@@ -20,7 +20,7 @@ from fedlearn.commands.dry_run import estimate
 from fedlearn.config.choices import default_choices, find_choices, keys
 from fedlearn.config.composition import compose
 from fedlearn.config.experiment import build, prepare
-from fedlearn.server import RunFailedError
+from fedlearn.grids import RunFailedError
 
 TINY = [
     "tracker=none",

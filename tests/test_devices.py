@@ -23,13 +23,13 @@ from fedlearn.client_state import ClientState
 from fedlearn.config.experiment import _placed
 from fedlearn.evaluation import Evaluator
 from fedlearn.faults import Faults
+from fedlearn.grids import used_turns
 from fedlearn.runtimes.cohort_worker import CohortWorker, _weighted, trainer_of
 from fedlearn.runtimes.device_names import resolve
 from fedlearn.runtimes.devices import Devices, on_devices, place
 from fedlearn.runtimes.inprocess import InProcess
 from fedlearn.runtimes.vectorized import ThisProcess
 from fedlearn.seeding import borrowed_global_rng
-from fedlearn.server import used_turns
 from fedlearn.types import Experience, LocalTraining, Samples, Shares
 from scenarios.domains import PixelPermutation, Rotation
 from strategies.continual.functional.ewc import ewc

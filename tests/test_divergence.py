@@ -9,8 +9,9 @@ from torch import nn
 
 from fedlearn import records
 from fedlearn.client_state import ClientState
+from fedlearn.grids import RunFailedError
 from fedlearn.lr_schedules import Cosine
-from fedlearn.server import RunFailedError, digest_of
+from fedlearn.server import digest_of
 from fedlearn.types import DivergedError, Report
 from strategies.aggregation.fedavg import FedAvg
 

@@ -19,7 +19,8 @@ from fedlearn.commands.dry_run import describe, estimate
 from fedlearn.config.composition import compose
 from fedlearn.config.experiment import build, prepare
 from fedlearn.faults import Faults
-from fedlearn.server import RunFailedError, digest_of
+from fedlearn.grids import RunFailedError
+from fedlearn.server import digest_of
 
 LOSSY = Faults(drop_out=0.5)
 

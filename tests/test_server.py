@@ -15,8 +15,9 @@ from flwr.app import ArrayRecord, MetricRecord
 
 from fedlearn import records
 from fedlearn.client_state import ClientState
+from fedlearn.grids import RunFailedError
 from fedlearn.runtimes.inprocess import InProcessGrid
-from fedlearn.server import RunFailedError, digest_of
+from fedlearn.server import digest_of
 
 
 def _set_metric(key, value):

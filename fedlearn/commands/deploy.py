@@ -27,8 +27,9 @@ commands:
   superlink DIR              run the server
       --listen ADDRESS       where nodes can reach it from (0.0.0.0)
   supernode DIR --node K     run node K
-      --data PATH            where this machine has what the run's data set reads; or a loader of
-                             your own, module:function; without it, where the run says
+      --data PATH            where this machine has what the run's data set reads, maybe a folder
+                             that parts of it arrive in, 0.npz, 1.npz, ...; or a loader of your
+                             own, module:function; without it, where the run says
       --device DEVICE        where it trains: cpu (the default), cuda:0, ...
       --threads N            that torch may use (1); equal numbers give equal results
       --local-port PORT      on this machine only, for its trainer (9094 + K)

@@ -102,9 +102,9 @@ def _resume(run_dir: Path, overrides: Sequence[str], config_dir: Path | None) ->
     from fedlearn.commands.remote import name_in
     from fedlearn.config.composition import compose
     from fedlearn.config.experiment import build, prepare
+    from fedlearn.grids import RunFailedError
     from fedlearn.resumption import check_configuration, check_protocol
     from fedlearn.run import COMPLETED
-    from fedlearn.server import RunFailedError
     from fedlearn.tracking.jsonl import SUMMARY, read_summary
 
     if (run_dir / SUMMARY).is_file() and read_summary(run_dir)["status"] == COMPLETED:

@@ -15,9 +15,9 @@ from fedlearn.config.composition import Composed, composed
 from fedlearn.config.errors import ConfigError
 from fedlearn.config.experiment import Experiment, build, prepare
 from fedlearn.directory_lock import InUseError
+from fedlearn.grids import RunFailedError
 from fedlearn.review.plots import PlotsTracker
 from fedlearn.run import execute
-from fedlearn.server import RunFailedError
 from fedlearn.tracking.background import Background
 from fedlearn.tracking.console import ConsoleTracker
 from fedlearn.tracking.jsonl import JsonlTracker

@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 
 from fedlearn import records
 from fedlearn.deployment.packing import packer, unpacked
-from fedlearn.server import RunFailedError
+from fedlearn.grids import RunFailedError
 
 PAUSE = 0.3
 """Seconds between looks for clients."""

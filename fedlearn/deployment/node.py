@@ -13,6 +13,7 @@ from flwr.app import Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedlearn import records
+from fedlearn.arrivals import parts_of
 from fedlearn.client import make_client_app
 from fedlearn.commands.run import importable
 from fedlearn.config.composition import Composed
@@ -53,7 +54,8 @@ class Node:
             admin_public: By which it knows the configurations that it obeys; None for any.
             device: Where samples and model are, e.g. ``cuda:0``.
             threads: That torch may use.
-            data: Where this machine has what the run's data set reads: a file or a folder; or a
+            data: Where this machine has what the run's data set reads: a file or a folder, maybe
+                one that data arrive in part by part (`fedlearn.arrivals.parts_of`); or a
                 loader of its own, ``module:function``. None for where the run says.
             folder: The node's own, where its site's clock is; None for a node without.
         """
@@ -63,7 +65,7 @@ class Node:
         self._threads = threads
         self._data = data
         self._folder = folder
-        self._built: tuple[Configuration, Experiment] | None = None
+        self._built: tuple[Configuration, int, Experiment] | None = None
         self._app: tuple[Schedule, ClientApp] | None = None
 
     def configuration(self, carried: Mapping[str, Any]) -> Configuration:
@@ -89,12 +91,13 @@ class Node:
             ConfigError: The configuration cannot run here.
         """
         training = message.metadata.message_type == MessageType.TRAIN
-        experiment = self._experiment(told)
+        arrived = len(parts_of(Path(self._data))) if self._data else 0
+        experiment = self._experiment(told, arrived)
         message = unpacked(message)
         schedule, own = experiment.schedule, {}
         if training and experiment.choices["clock"] == ON_SITE:
             now = records.read_instruction(message).server_round
-            schedule = self._site_schedule(told.run, schedule, now)
+            schedule = self._site_schedule(told.run, schedule, now, arrived)
             own["node-experience"] = float(schedule.experience(self.client_id, now) or 0)
         app = self._app_of(experiment, schedule)
         started = time.perf_counter()
@@ -104,12 +107,12 @@ class Node:
             records.metrics_of(reply).update({**own, **load_of(torch.device(self._device))})
         return reply
 
-    def _experiment(self, told: Configuration) -> Experiment:
-        """Return a run's parts, built when the run is new."""
-        if self._built is None or self._built[0] != told:
+    def _experiment(self, told: Configuration, arrived: int) -> Experiment:
+        """Return a run's parts, built when the run is new, and when data have arrived."""
+        if self._built is None or self._built[:2] != (told, arrived):
             self._built = self._app = None  # two do not fit into memory, maybe
-            self._built = told, self._build(told.composed)
-        return self._built[1]
+            self._built = told, arrived, self._build(told.composed)
+        return self._built[2]
 
     def _app_of(self, experiment: Experiment, schedule: Schedule) -> ClientApp:
         """Return the client's app, made anew when its clock was moved on."""
@@ -118,11 +121,13 @@ class Node:
             self._app = schedule, make_client_app(make_client(there))
         return self._app[1]
 
-    def _site_schedule(self, run: str, nominal: Schedule, server_round: int) -> Schedule:
+    def _site_schedule(
+        self, run: str, nominal: Schedule, server_round: int, arrived: int
+    ) -> Schedule:
         """Return the run's clock with this client's row as the site has it."""
         if self._folder is None:
             raise ConfigError("clock=on_site: needs a node's folder; fedlearn deploy supernode")
-        reached = SiteClock.read(self._folder).at(date.today())
+        reached = SiteClock.read(self._folder).at(date.today(), arrived)
         seen = note_experience(
             self._folder / STATES / run, reached, nominal.num_experiences, server_round
         )

@@ -1,8 +1,8 @@
 """The site's own clock: which experience its client is in, where the site says so, and no round.
 
-The site moves on by a call (``fedlearn deploy advance``) or on a date that it has named. What it
-says is a file of its node; when a run has seen it is kept with the run, so that a client's schedule
-is what it was, whatever is restarted.
+The site moves on by a call (``fedlearn deploy advance``), on a date that it has named, or when a
+part of its data arrives (`fedlearn.arrivals`). What it says is a file of its node; when a run has
+seen it is kept with the run, so that a client's schedule is what it was, whatever is restarted.
 """
 
 import json
@@ -69,10 +69,15 @@ class SiteClock:
             raise ConfigError(f"--on={on}: is no date; write it as 2026-12-31") from error
         return replace(self, dates={**(self.dates or {}), to: on})
 
-    def at(self, today: date) -> int:
-        """Return the experience that the site is in on a day."""
+    def at(self, today: date, arrived: int = 0) -> int:
+        """Return the experience that the site is in.
+
+        Args:
+            today: The date.
+            arrived: Parts of its data that are there: the first is of experience 0.
+        """
         begun = [index for index, on in (self.dates or {}).items() if on <= today.isoformat()]
-        return max([self.now, *begun])
+        return max([self.now, arrived - 1, *begun])
 
 
 def schedule_at_site(nominal: Schedule, client_id: int, seen: list[int]) -> Schedule:

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedlearn.arrivals import parts_of
 from fedlearn.types import Samples, digest
 from scenarios.dataset import Dataset, standardised
 
@@ -116,7 +117,8 @@ def arrays(
 
     Args:
         path: An ``.npz`` file, a ``.pt`` or ``.pth`` file with a dictionary of tensors, or a folder
-            with an ``.npy`` file for each array.
+            with an ``.npy`` file for each array; or a folder that these come to one by one, see
+            `fedlearn.arrivals.parts_of`.
         mean: Of images of bytes: one number, or one a channel.
         std: Likewise, greater than 0.
         num_classes: Where the file is one of several machines' parts of a whole: how many classes
@@ -132,7 +134,7 @@ def arrays(
             f"{', '.join(STORES)}"
         )
     place = Path(path).expanduser()
-    held = _read(place)
+    held = _joined(place) if parts_of(place) else _read(place)
     if num_classes is not None:
         held = _completed(held)
     tags: dict[str, dict[str, Array]] = {}
@@ -165,6 +167,19 @@ def arrays(
         if str(error).startswith("dataset."):  # a setting, not the file
             raise
         raise ValueError(f"{place}: {error}") from error
+
+
+def _joined(place: Path) -> dict[str, Array]:
+    """Return the arrays of all parts, one after the other."""
+    parts = [_read(part) for part in parts_of(place)]
+    for number, part in enumerate(parts):
+        if part.keys() != parts[0].keys():
+            other = sorted(part.keys() ^ parts[0].keys())
+            raise ValueError(f"{place}: parts 0 and {number} do not both hold {', '.join(other)}")
+    try:
+        return {key: np.concatenate([np.asarray(part[key]) for part in parts]) for key in parts[0]}
+    except ValueError as error:
+        raise ValueError(f"{place}: parts do not fit together: {error}") from error
 
 
 def _completed(held: dict[str, Array]) -> dict[str, Array]:

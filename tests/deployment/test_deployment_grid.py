@@ -11,8 +11,8 @@ from fedlearn import records
 from fedlearn.deployment import grid as grids
 from fedlearn.deployment.grid import Asked, DeploymentGrid, KnownKeys, Patience
 from fedlearn.deployment.packing import HEAD, PIECE, packer, unpacked
+from fedlearn.grids import RunFailedError
 from fedlearn.runtimes.inprocess import InProcessGrid
-from fedlearn.server import RunFailedError
 
 CLIENTS = {key_of(client_id): client_id for client_id in range(4)}
 

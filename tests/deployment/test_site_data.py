@@ -1,20 +1,30 @@
 """Data that stays where it is: each node reads its own, and the server none of it."""
 
+import shutil
+from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from flwr.app import Message, RecordDict
+from flwr.app import ConfigRecord, Message, RecordDict
+from torch import Tensor
 
+from fedlearn import records
+from fedlearn.commands.run import importable
 from fedlearn.config.composition import Composed, compose
 from fedlearn.config.errors import ConfigError
 from fedlearn.config.experiment import build, prepare
+from fedlearn.deployment.configuration import Configuration
 from fedlearn.deployment.node import Node, at_site
+from fedlearn.deployment.site_clock import SiteClock
 from fedlearn.run import make_client, make_parts
 from fedlearn.runtimes.task import task_identity
 from fedlearn.tracking.tracker import NoTracker
 
+Weights = dict[str, Tensor]
+STORES = ("x_train", "y_train")
 CLASSES = 4
 RUN = [
     "dataset=arrays",
@@ -132,8 +142,6 @@ def test_the_server_needs_something_to_test_on(sites: list[Path]) -> None:
 
 
 def test_a_node_without_the_runs_files_says_so_in_its_reply(tmp_path: Path, server: Path) -> None:
-    from fedlearn.deployment.configuration import Configuration
-
     node = Node(0, data=str(tmp_path / "nowhere.npz"))
     composed = compose([*RUN, f"dataset.path={server}"])
     told = Configuration("run", "0", composed.tree, composed.choices)
@@ -141,3 +149,63 @@ def test_a_node_without_the_runs_files_says_so_in_its_reply(tmp_path: Path, serv
         message = Message(RecordDict(), dst_node_id=1, message_type="query")
     with pytest.raises(ConfigError, match=r"nowhere.npz: cannot be read"):
         node.answer(message, told, RecordDict())
+
+
+# --- data that arrive while a run goes on -------------------------------------------------------
+
+
+def trained(node: Node, told: Configuration, rounds: int, before: Callable[[int], None]) -> Weights:
+    """Return the weights of one client's rounds after one another, as the server would ask."""
+    with importable(Path.cwd()):
+        model = build(prepare(told.composed)).build_model()
+    weights, buffers = records.parameters_of(model), records.buffers_of(model)
+    state = RecordDict()
+    for server_round in range(1, rounds + 1):
+        before(server_round)
+        config = ConfigRecord({records.SERVER_ROUND: server_round})
+        content = RecordDict({"arrays": records.to_arrays(weights), "config": config})
+        content = records.addressed(content, records.to_arrays(buffers), server_round)
+        with task_identity():
+            message = Message(content, dst_node_id=1, message_type="train")
+            records.acknowledge(message, server_round - 1)
+            reply = node.answer(message, told, state)
+        weights = records.to_tensors(reply.content["arrays"])
+    return weights
+
+
+def test_a_part_that_arrives_begins_the_next_experience(tmp_path: Path, server: Path) -> None:
+    """As if all had been there, and the site had called; the replayed samples among it."""
+    for part, labels in enumerate(([0, 1], [2, 3])):
+        x, y = samples(labels, part)
+        np.savez(tmp_path / f"part{part}.npz", x_train=x, y_train=y)
+    run = [*RUN, f"dataset.path={server}", "clock=on_site", "rounds_per_experience=2"]
+    run += ["continual=replay", "num_clients=1"]
+    composed = compose(run)
+    told = Configuration("run", "0", composed.tree, composed.choices)
+
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for folder in (whole, parts):
+        folder.mkdir()
+    for part in (0, 1):
+        shutil.copy(tmp_path / f"part{part}.npz", whole / f"{part}.npz")
+    joined = {k: np.concatenate([np.load(p)[k] for p in sorted(whole.iterdir())]) for k in STORES}
+    np.savez(tmp_path / "joined.npz", **joined)
+
+    def arrive(server_round: int) -> None:
+        if server_round in (1, 3):
+            part = server_round // 2
+            shutil.copy(tmp_path / f"part{part}.npz", parts / f"{part}.npz")
+
+    def call(server_round: int) -> None:
+        if server_round == 3:
+            SiteClock().advanced(None, None, date.today()).write(tmp_path / "called")
+
+    (tmp_path / "called").mkdir()
+    (tmp_path / "arrived").mkdir()
+    called = Node(0, data=str(tmp_path / "joined.npz"), folder=tmp_path / "called")
+    arrived = Node(0, data=str(parts), folder=tmp_path / "arrived")
+    one, other = trained(called, told, 4, call), trained(arrived, told, 4, arrive)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    stayed = Node(0, data=str(tmp_path / "joined.npz"), folder=tmp_path / "arrived" / "none")
+    still = trained(stayed, told, 4, lambda _: None)
+    assert not all(torch.equal(one[name], still[name]) for name in one)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from fedlearn.arrivals import parts_of
 from fedlearn.config.composition import compose
 from fedlearn.config.experiment import build, prepare
 from scenarios.build import build_scenario
@@ -274,3 +275,60 @@ def test_the_yaml_builds_a_run(tmp_path: Path) -> None:
     scenario = build(prepare(compose(overrides))).scenario
     assert (scenario.num_experiences, scenario.input_shape) == (3, (3, 4, 4))
     assert scenario.train.mean == (0.5, 0.4, 0.3)
+
+
+# --- parts --------------------------------------------------------------------------------------
+
+
+def test_parts_are_one_after_the_other(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    whole = {
+        "x_train": rng.normal(size=(12, 3)),
+        "y_train": rng.integers(0, 4, 12),
+        "tag_day_train": np.arange(12),
+    }
+    cuts = {"0.npz": slice(0, 5), "1": slice(5, 6), "2.pt": slice(6, 12)}
+    (tmp_path / "parts" / "1").mkdir(parents=True)
+    for name, rows in cuts.items():
+        held, place = {key: each[rows] for key, each in whole.items()}, tmp_path / "parts" / name
+        if name == "1":
+            for key, each in held.items():
+                np.save(place / f"{key}.npy", each)
+        elif name == "2.pt":
+            torch.save({key: torch.from_numpy(each) for key, each in held.items()}, place)
+        else:
+            np.savez(place, **held)
+    np.savez(tmp_path / "whole.npz", **whole)
+    np.savez(tmp_path / "parts" / "9.npz", **whole)  # 3 is missing, so it is none yet
+    np.savez(tmp_path / "parts" / "3.npz.part.npz", **whole)
+    parts, one = (arrays(str(tmp_path / name), num_classes=4) for name in ("parts", "whole.npz"))
+    assert parts.digest == one.digest
+    assert torch.equal(parts.train.x, one.train.x)
+
+
+@pytest.mark.parametrize(
+    ("second", "complaint"),
+    [
+        ({"x_train": np.zeros((2, 3))}, "parts 0 and 1 do not both hold y_train"),
+        ({"x_train": np.zeros((2, 4)), "y_train": np.zeros(2, int)}, "parts do not fit together"),
+    ],
+)
+def test_parts_that_do_not_fit_together_are_refused(
+    tmp_path: Path, second: dict[str, Any], complaint: str
+) -> None:
+    np.savez(tmp_path / "0.npz", x_train=np.zeros((2, 3)), y_train=np.zeros(2, int))
+    np.savez(tmp_path / "1.npz", **second)
+    with pytest.raises(ValueError, match=f"{tmp_path}: {complaint}"):
+        arrays(str(tmp_path), num_classes=2)
+
+
+def test_a_folder_without_a_first_part_has_none(tmp_path: Path) -> None:
+    assert parts_of(tmp_path / "nowhere") == []
+    assert parts_of(tmp_path) == []
+    for name in ("1.npz", "00.npz", "x.npz", "0.npz.tmp", ".0.npz"):
+        (tmp_path / name).touch()
+    assert parts_of(tmp_path) == []
+    assert parts_of(tmp_path / "1.npz") == []
+    for number in (0, 10, *range(2, 10)):
+        (tmp_path / f"{number}.npz").touch()
+    assert [part.name for part in parts_of(tmp_path)] == [f"{number}.npz" for number in range(11)]
