@@ -4,7 +4,6 @@ import json
 import os
 import ssl
 import subprocess
-from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,11 +25,11 @@ from deployed import (
     summary_of,
     wait_for_round,
 )
-from flwr.common.constant import TIMESTAMP_HEADER
 from flwr.proto.fleet_pb2 import ActivateNodeRequest
-from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
-from flwr.supercore.date import now
-from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
+from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 from fedlearn.config.composition import compose
 from fedlearn.deployment.configuration import CONFIGURATION, SIGNATURE, signed
@@ -221,26 +220,23 @@ def test_a_key_that_was_renewed_is_refused_and_the_new_one_taken(
     deployed.wait_for_nodes(3)  # its SuperNode has ended, and come back with the new key
     lost = tmp_path / "node.key"
     lost.write_bytes(old)
-    assert activation(deployed, lost).status_code == 401
+    with pytest.raises(httpx.HTTPStatusError, match="412 Precondition Failed"):
+        activate(deployed, lost)
 
 
-def activation(deployed: Deployed, key_path: Path) -> httpx.Response:
-    """What the server answers to a SuperNode that comes with a key."""
+def activate(deployed: Deployed, key_path: Path) -> None:
+    """Come to the server as a SuperNode with this key does."""
     key = serialization.load_ssh_private_key(key_path.read_bytes(), None)
     assert isinstance(key, ec.EllipticCurvePrivateKey)
-    public, timestamp = public_key_to_bytes(key.public_key()), now().isoformat()
-    signature = sign_message(key, timestamp.encode())
-    headers = {
-        FLEET_HTTP_PUBLIC_KEY_HEADER: b64encode(public).decode(),
-        TIMESTAMP_HEADER: timestamp,
-        FLEET_HTTP_SIGNATURE_HEADER: b64encode(signature).decode(),
-        "content-type": "application/x-protobuf",
-    }
-    request = ActivateNodeRequest(public_key=public, heartbeat_interval=30)
     facts = deployed.folder.facts
-    return httpx.post(
-        f"https://localhost:{facts.port}/v1/fleet/activate-node",
-        content=request.SerializeToString(),
-        headers=headers,
-        verify=ssl.create_default_context(cafile=str(deployed.folder.authority)),
-    )
+    with FleetHttpClient.from_server_address(
+        f"localhost:{facts.port}",
+        insecure=False,
+        root_certificates=deployed.folder.authority.read_bytes(),
+        interceptors=[
+            RuntimeVersionHttpInterceptor(component_name="SuperNode"),
+            NodeAuthHttpInterceptor(key, key.public_key()),
+        ],
+    ) as client:
+        public = public_key_to_bytes(key.public_key())
+        client.ActivateNode(ActivateNodeRequest(public_key=public, heartbeat_interval=30))
