@@ -47,6 +47,8 @@ class Charts:
     def round_row(self, event: Event) -> Row:
         """Return the row of a ``round`` event."""
         server = event.get("server", {})
+        told = event.get("aggregated", {})  # machines are charted one by one
+        aggregated = {name: each for name, each in told.items() if not name.startswith("node-")}
         self._count(event["comm"])
         row: Row = {
             "round": event["round"],
@@ -55,7 +57,7 @@ class Charts:
             **_numbers("comm", event["comm"]),
             **_numbers("comm", {f"cumulative_{name}": sent for name, sent in self._sent.items()}),
             **_numbers("time", event["time"]),
-            **_numbers("aggregated", event.get("aggregated", {})),
+            **_numbers("aggregated", aggregated),
         }
         for j, accuracy in enumerate(server.get("per_experience", ())):
             row |= _numbers(f"server/experience_{j}", {"accuracy": accuracy})

@@ -132,6 +132,7 @@ def test_what_machines_tell_of_themselves_has_curves_of_its_own(clients):
     event = told[1]
     for place, each in enumerate(event["clients"].values()):
         each |= {"node_seconds": 0.1 * place, "node_load": 0.5}
+    event["aggregated"] = {"train_loss": 0.5, "node-load": 0.5}
     row = Charts(clients).round_row(event)
     if clients == 2:
         assert [row["node/0/seconds"], row["node/1/seconds"]] == [0.0, 0.1]
@@ -140,7 +141,8 @@ def test_what_machines_tell_of_themselves_has_curves_of_its_own(clients):
         assert row["node/mean/seconds"] == pytest.approx(1.0)
         assert row["node/p90/seconds"] == pytest.approx(1.8)
         assert row["node/mean/load"] == 0.5
-    assert not [key for key in row if key.startswith("client/") and "node" in key]
+    assert not [key for key in row if "node" in key and not key.startswith("node/")]
+    assert row["aggregated/train_loss"] == 0.5
 
 
 def test_flatten_joins_names_and_leaves_lists_out():
