@@ -64,7 +64,7 @@ class WaitingRoom:
             gone: Returns when the node has hung up.
         """
         node_id = _node_of(question)
-        turn = self._latest[node_id] = object()
+        turn: object = None
         until = time.monotonic() + HOLD_S
         hung_up = asyncio.ensure_future(gone())
         try:
@@ -75,6 +75,8 @@ class WaitingRoom:
                     return reply
                 if again := self._again(node_id):
                     return again
+                if turn is None:  # the SuperLink has said that it is the node's own question
+                    turn = self._latest[node_id] = object()
                 rest = min(ASK_S, until - time.monotonic())
                 rung = asyncio.ensure_future(ringing.wait())
                 await asyncio.wait({rung, hung_up}, timeout=max(0.0, rest), return_when=_FIRST)

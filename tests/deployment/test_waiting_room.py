@@ -193,6 +193,28 @@ def test_a_node_that_asks_anew_takes_the_place_of_its_first_question(bell, monke
     asyncio.run(story())
 
 
+def test_a_stranger_takes_nobodys_place(bell, monkeypatch):
+    monkeypatch.setattr(waiting_room, "ASK_S", 0.05)
+
+    async def story():
+        room, link, refusing = WaitingRoom(bell), SuperLink(), SuperLink()
+        asking = asyncio.create_task(room.pull(question(), link.ask, never))
+        while not link.asked:
+            await asyncio.sleep(0.01)
+        refusing.status = 401
+        for node_id in range(20):
+            assert (await room.pull(question(node_id), refusing.ask, never)).status_code == 401
+        asked = link.asked
+        while link.asked < asked + 3:
+            await asyncio.sleep(0.01)
+        assert not asking.done()
+        assert len(room._latest) == 1
+        link.waiting = [told("a")]
+        assert ids_in(await asyncio.wait_for(asking, 20)) == ["a"]
+
+    asyncio.run(story())
+
+
 def test_a_message_that_was_not_confirmed_is_delivered_again(bell):
     async def story():
         room, link = WaitingRoom(bell), SuperLink()
