@@ -14,14 +14,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fedlearn.deferred import Deferred
 from fedlearn.types import Experience, Plain, Scenario, State, Turn
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-Formulation = Literal["auto", "chain", "vmap", "loop"]
-"""How a cohort is trained as one program: ``chain``, by hand-derived kernels; ``vmap``; ``loop``,
-client by client; ``auto`` for the fastest that fits."""
+Formulation = Literal["auto", "deferred", "chain", "vmap", "loop"]
+"""How a cohort is trained as one program: ``chain``, by hand-derived kernels; ``deferred``, by such
+that change weights at the end of a turn only, wherever possible; ``vmap``; ``loop``, client by
+client; ``auto`` for the fastest that fits."""
 FORMULATIONS: tuple[Formulation, ...] = get_args(Formulation)
 
 NEVER = -1
@@ -143,8 +145,9 @@ class CohortReport:
     """What n turns did, in their order.
 
     Attributes:
-        parameters: Every parameter of the model after the turns, by name, (n, *shape); those of a
-            turn that diverged mean nothing. They may be overwritten by the next call.
+        parameters: Every parameter of the model after the turns, by name, (n, *shape), or what they
+            follow from; those of a turn that diverged mean nothing. They may be overwritten by the
+            next call.
         losses: (n,) float64; see `fedlearn.types.Report.loss`.
         steps: (n,) int64, optimiser steps.
         replayed: (n,) int64, samples that came from memory.
@@ -155,7 +158,7 @@ class CohortReport:
         diverged: Why a turn must not count, by place.
     """
 
-    parameters: dict[str, Tensor]
+    parameters: Mapping[str, Tensor | Deferred]
     losses: Floats
     steps: Integers
     replayed: Integers

@@ -11,6 +11,7 @@ from flwr.serverapp import strategy as flower
 from torch import nn
 
 from fedlearn.client_state import ClientState
+from fedlearn.deferred import Deferred
 from fedlearn.faults import Faults
 from fedlearn.runtimes.cohort_worker import PARTIAL, CohortWorker, _Sums
 from fedlearn.runtimes.vectorized import ThisProcess, Vectorized, _portions
@@ -128,8 +129,9 @@ def test_lost_replies_are_in_no_mean_and_roll_states_back():
 def test_stock_aggregations_get_single_replies(aggregation):
     settings = {"continual": STRATEGIES["replay"](), "aggregation": aggregation}
     serial, _, _ = federate(**settings)
-    other, _, _ = federate(**settings, cohort_executor=in_workers)
-    close(serial, other)
+    for formulation in ("chain", "deferred"):
+        executor = partial(in_workers, formulation=formulation)
+        close(serial, federate(**settings, cohort_executor=executor)[0])
 
 
 def test_the_mean_is_the_same_whether_models_are_handed_over_or_not():
@@ -156,11 +158,13 @@ def test_buffers_are_averaged_where_the_model_has_some():
         assert buffer.dtype == other.buffers[name].dtype
 
 
-def test_a_client_that_diverges_costs_nobody_else_anything():
+@pytest.mark.parametrize("formulation", ["chain", "deferred"])
+def test_a_client_that_diverges_costs_nobody_else_anything(formulation):
     limited = LocalTraining(partial(torch.optim.SGD, lr=0.1), CLASSES, max_loss=1.6)
     settings = {"continual": naive(training=limited), "scenario": differing()}
     serial, events, _ = federate(**settings)
-    other, others, _ = federate(**settings, cohort_executor=here)
+    executor = partial(here, formulation=formulation)
+    other, others, _ = federate(**settings, cohort_executor=executor)
     assert any(event.get("diverged") for event in events)
     assert any(event.get("clients") for event in events)
     close(serial, other)
@@ -169,7 +173,8 @@ def test_a_client_that_diverges_costs_nobody_else_anything():
         assert clients[0] == clients[1]
 
 
-def test_an_infinite_weight_is_found_behind_a_sum():
+@pytest.mark.parametrize("formulation", ["chain", "deferred"])
+def test_an_infinite_weight_is_found_behind_a_sum(formulation):
     class Breaks:
         """Trains as usual, and leaves one client's weights infinite."""
 
@@ -182,12 +187,14 @@ def test_an_infinite_weight_is_found_behind_a_sum():
         def train(self, parameters, buffers, turns, states):
             report = self.inner.train(parameters, buffers, turns, states)
             at = np.flatnonzero(turns.client_ids == 2)
-            for tensor in list(report.parameters.values())[:1]:
-                tensor[torch.from_numpy(at)] = torch.inf
+            first = next(iter(report.parameters.values()))
+            values = first.left if isinstance(first, Deferred) else first
+            assert isinstance(first, Deferred) == (formulation == "deferred")
+            values[torch.from_numpy(at)] = torch.inf
             return report
 
     def broken(client):
-        executor = here(client)
+        executor = here(client, formulation)
         executor._pool._handle._trainer = Breaks(executor.trainer)
         return executor
 
@@ -231,9 +238,10 @@ def test_only_functional_strategies_can_be_vectorized():
         federate(continual=PlainSgd(), cohort_executor=here)
 
 
-@pytest.mark.parametrize("formulation", ["chain", "vmap", "loop"])
-def test_every_formulation_gives_the_same_federation(formulation):
-    settings = {"continual": STRATEGIES["ewc"](), "scenario": differing()}
+@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("formulation", ["deferred", "chain", "vmap", "loop"])
+def test_every_formulation_gives_the_same_federation(formulation, name):
+    settings = {"continual": STRATEGIES[name](), "scenario": differing()}
     serial, _, _ = federate(**settings)
     executor = partial(here, formulation=formulation)
     close(serial, federate(**settings, cohort_executor=executor)[0])
@@ -269,7 +277,7 @@ def test_jobs_cover_the_clients_and_get_smaller(clients, chunk, workers):
     assert sizes[0] <= max(1, clients // workers)
 
 
-def test_tiny_models_are_chains():
+def test_tiny_models_are_linear_chains():
     seen = []
 
     def executor(client):
@@ -277,7 +285,7 @@ def test_tiny_models_are_chains():
         return seen[0]
 
     federate(continual=STRATEGIES["naive"](), cohort_executor=executor, build_model=tiny_model)
-    assert seen[0].trainer.formulation == "chain"
+    assert seen[0].trainer.formulation == "deferred"
     assert not seen[0].trainer.keeps_state
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fedlearn import records
 from fedlearn.client import Client
+from fedlearn.deferred import Deferred
 from fedlearn.screening import is_finite
 from fedlearn.spans import span
 from fedlearn.turns import CohortReport, CohortStrategy, CohortTrainer, Integers, Turns
@@ -224,9 +225,14 @@ class _Collected:
             (self._buffers, report.buffers),
         ):
             for name, stacked in tensors.items():
+                like = stacked.start if isinstance(stacked, Deferred) else stacked[0]
                 if name not in stacks:
-                    stacks[name] = stacked.new_empty((total, *stacked.shape[1:]))
-                stacks[name][start : start + size] = stacked
+                    stacks[name] = like.new_empty((total, *like.shape))
+                here = stacks[name][start : start + size]
+                if isinstance(stacked, Deferred):
+                    stacked.stack(here)
+                else:
+                    here.copy_(stacked)
 
     def done(self, keeper: Any) -> Done:
         """Return what came of the job."""
@@ -287,12 +293,16 @@ class _Sums:
 
 
 def _weighted(
-    stacks: Mapping[str, Tensor], weights: Tensor, left_out: Mapping[int, str]
+    stacks: Mapping[str, Tensor | Deferred], weights: Tensor, left_out: Mapping[int, str]
 ) -> dict[str, Tensor]:
     """Return the weighted sums of stacked tensors, without those clients that are left out."""
     good = [at for at in range(len(weights)) if at not in left_out]
     sums = {}
     for name, stacked in stacks.items():
+        if isinstance(stacked, Deferred):
+            kept = stacked if len(good) == len(weights) else stacked.only(good)
+            sums[name] = kept.weighted_sum(weights[good].to(stacked.start))
+            continue
         own = weights.to(stacked.device)
         if len(good) < len(weights):
             stacked, own = stacked[good], own[good]
@@ -304,10 +314,13 @@ def _weighted(
     return sums
 
 
-def _not_finite(stacks: Mapping[str, Tensor], known: Mapping[int, str]) -> dict[int, str]:
+def _not_finite(
+    stacks: Mapping[str, Tensor | Deferred], known: Mapping[int, str]
+) -> dict[int, str]:
     """Return which further clients have weights that are not finite, and why."""
     found: dict[int, str] = {}
-    for name, stacked in stacks.items():
+    for name, each in stacks.items():
+        stacked = each.stack() if isinstance(each, Deferred) else each
         sums = stacked.flatten(1).sum(1)
         for at in (~sums.isfinite()).nonzero().flatten().tolist():
             if at not in known and at not in found and not is_finite(stacked[at]):

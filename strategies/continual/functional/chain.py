@@ -51,10 +51,12 @@ class Chain:
     Attributes:
         layers: From the input to the output.
         trained: Names of the parameters that are trained. One that no layer uses is not among them.
+        convolves: Whether there are convolutions.
     """
 
     layers: Sequence[Layer]
     trained: tuple[str, ...]
+    convolves: bool
 
     def __init__(
         self, layers: Sequence[Layer], parameters: Tree, together: bool | None = None
@@ -74,7 +76,7 @@ class Chain:
         }
         self._together = together
         self._lowest = next((at for at, layer in enumerate(layers) if layer.trained), len(layers))
-        self._convolves = any(isinstance(layer, Convolution) for layer in layers)
+        self.convolves = any(isinstance(layer, Convolution) for layer in layers)
         self._device = next(iter(parameters.values())).device
         self._numbers = sum(each.numel() for each in parameters.values())
         self._kept = sum(
@@ -207,7 +209,7 @@ class Chain:
             free, _ = torch.cuda.mem_get_info(device)
             copies = 4  # weights, gradients, and two means that an optimiser may keep
             return max(1, int(MEMORY_SHARE * free) // (copies * self._numbers * dtype.itemsize))
-        if self._convolves:
+        if self.convolves:
             return 1
         return max(1, CACHED // ((self._numbers + batch_size * self._kept) * dtype.itemsize))
 
@@ -238,7 +240,7 @@ class Chain:
         """
         clients = len(stacked)
         own = params
-        if alike and clients > 1 and not self._convolves:
+        if alike and clients > 1 and not self.convolves:
             own = {name: each[:1].expand_as(each) for name, each in params.items()}
         if self._frozen:
             shared = {
@@ -247,7 +249,7 @@ class Chain:
             own = {**shared, **own}
         together = self._together
         if together is None:
-            together = not self._convolves or stacked.device.type != "cpu"
+            together = not self.convolves or stacked.device.type != "cpu"
         if together or clients == 1:
             return [(own, stacked)]
         each_alone = [slice(client, client + 1) for client in range(clients)]

@@ -168,7 +168,7 @@ def batches(
         device: Where the model is.
     """
     sources = (present,) if replayed is None else (present, replayed)
-    active = np.searchsorted(-steps, -np.arange(int(steps[0])), side="left")
+    active = _active(steps)
     width = sum(int(each.sizes.max()) for each in sources)
     row_bytes = samples.x[:1].numel() * max(4, samples.x.element_size())
     step, last = 0, len(active)
@@ -176,6 +176,22 @@ def batches(
         fit = max(1, GATHERED // max(1, row_bytes * width * int(active[step])))
         yield from _block(samples, range(step, min(step + fit, last)), active, sources, device)
         step += fit
+
+
+def num_samples(steps: Integers, present: Draws, replayed: Draws | None) -> int:
+    """Return how many samples `batches` gives a client over all steps, padding included."""
+    sources = (present,) if replayed is None else (present, replayed)
+    return sum(
+        int(each.sizes[step, :clients].max())
+        for step, clients in enumerate(_active(steps).tolist())
+        for each in sources
+    )
+
+
+def _active(steps: Integers) -> Integers:
+    """Return of each step how many clients take it, given each client's steps, descending."""
+    found: Integers = np.searchsorted(-steps, -np.arange(int(steps[0])), side="left")
+    return found
 
 
 def _block(

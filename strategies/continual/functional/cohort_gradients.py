@@ -98,13 +98,23 @@ class ByChain:
         batch: CohortBatch,
         class_weights: Tensor | None,
         alike: bool = False,
+        chain: Chain | None = None,
     ) -> Slope:
-        """Run forward, and return the slope of the loss in the outputs; see `Chain.forward`."""
+        """Run forward, and return the slope of the loss in the outputs.
+
+        Args:
+            params: See `Chain.forward`, as `alike`.
+            memory: Stacked; None for nothing.
+            batch: What is learnt.
+            class_weights: (K, C), or None.
+            alike: Whether all clients have the same parameters.
+            chain: What runs; None for this object's.
+        """
         method = self.method
         x = batch.x
         if method.projects:  # by what is replayed, which is no part of the loss
             x = x[:, : batch.width]
-        outputs, tape = self.chain.forward(params, x, alike)
+        outputs, tape = (chain or self.chain).forward(params, x, alike)
         if is_mean(method) and (method.blends or not batch.replays or method.projects):
             loss, slope = mean_slope(
                 self.handed, self.criterion, batch.whole(outputs), class_weights

@@ -1,7 +1,8 @@
 """Which clients of a cohort are trained as one stack: those whose memories have one structure."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -28,17 +29,31 @@ class Piece:
     pasts: Sequence[Past]
     kept: Sequence[Kept]
 
+    def cut(self, size: int) -> Iterator["Piece"]:
+        """Return it in as few pieces of at most `size` clients as can be, of equal size."""
+        count = -(-len(self.places) // size)
+        if count == 1:
+            yield self
+            return
+        ends = [len(self.places) * number // count for number in range(count + 1)]
+        for here in (slice(*pair) for pair in pairwise(ends)):
+            yield Piece(
+                self.places[here], self.turns.select(here), self.pasts[here], self.kept[here]
+            )
 
-def pieces(
-    turns: Turns, pasts: Sequence[Past], rehearsal: Rehearsal | None, chunk: int
-) -> list[Piece]:
-    """Return a cohort in pieces: parted by structure and learning rate, cut into chunks.
+    @property
+    def in_a_row(self) -> bool:
+        """Whether its places are one behind the other."""
+        return bool((np.diff(self.places) == 1).all())
+
+
+def pieces(turns: Turns, pasts: Sequence[Past], rehearsal: Rehearsal | None) -> list[Piece]:
+    """Return a cohort in pieces: parted by structure and learning rate.
 
     Args:
         turns: All clients'.
         pasts: What each brings along; empty where nobody keeps anything.
         rehearsal: Says what is replayed; None for nothing.
-        chunk: The most clients of a piece.
     """
     shown = [_shown(rehearsal, turns, past, at) for at, past in enumerate(pasts)]
     groups: dict[Any, list[int]] = {}
@@ -50,17 +65,15 @@ def pieces(
     steps = turns.num_steps()
     found = []
     for part in map(np.array, groups.values()):
-        ordered = part[np.argsort(-steps[part], kind="stable")]
-        for begin in range(0, len(ordered), chunk):
-            places = ordered[begin : begin + chunk]
-            found.append(
-                Piece(
-                    places,
-                    turns.select(places),
-                    [pasts[at] for at in places] if pasts else (),
-                    [each for at in places if (each := shown[at]) is not None] if pasts else (),
-                )
+        places = part[np.argsort(-steps[part], kind="stable")]
+        found.append(
+            Piece(
+                places,
+                turns.select(places),
+                [pasts[at] for at in places] if pasts else (),
+                [each for at in places if (each := shown[at]) is not None] if pasts else (),
             )
+        )
     return found
 
 

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from fedlearn.types import LocalTraining
+from strategies.continual.functional.chain_deferral import Deferral
 from strategies.continual.functional.cohort import part
 from strategies.continual.functional.cohort_batches import CohortBatch
 from strategies.continual.functional.cohort_gradients import ByChain, Gradients
 from strategies.continual.functional.cohort_springs import PullInPlace
 from strategies.continual.functional.method import Method
-from strategies.continual.functional.optimizers import SGD
+from strategies.continual.functional.optimizers import SGD, Optimizer
 from strategies.continual.functional.springs import Spring
 from strategies.continual.functional.step import Step
 from strategies.continual.functional.trees import Tree
@@ -164,9 +166,38 @@ class Descending:
         return []
 
 
-def descends(step: Step[Any]) -> bool:
+@dataclass
+class Deferring:
+    """K clients' steps by plain SGD along the gradient of a chain, which only remembers them.
+
+    Attributes:
+        gradients: Of a loss without quadratic penalties.
+        deferral: Of these clients.
+        memory: Stacked, as far as the loss needs it; None for nothing.
+        class_weights: (K, C), or None.
+    """
+
+    gradients: ByChain
+    deferral: Deferral
+    memory: Any
+    class_weights: Tensor | None
+
+    def __call__(self, batch: CohortBatch, losses: Tensor, lengths: Tensor | None) -> None:
+        """Take a step; write losses (k,)."""
+        clients, chain = batch.clients, self.deferral.chain
+        memory = None if self.memory is None else part(self.memory, slice(clients))
+        weights = None if self.class_weights is None else self.class_weights[:clients]
+        loss, tape, slope = self.gradients.slope({}, memory, batch, weights, chain=chain)
+        chain.descend({}, tape, slope, self.deferral.rate)
+        losses.copy_(loss)
+
+    def end(self) -> list[dict[str, Any]]:
+        """Return nothing: no memory has changed."""
+        return []
+
+
+def descends(optimizer: Optimizer, training: LocalTraining, method: Method[Any]) -> bool:
     """Return whether nothing is done to the gradient but to follow it, springs apart."""
-    optimizer = step.optimizer
     plain = (
         isinstance(optimizer, SGD)
         and not optimizer.momentum
@@ -175,8 +206,8 @@ def descends(step: Step[Any]) -> bool:
     )
     return (
         plain
-        and step.max_grad_norm is None
-        and not step.measures_gradient
-        and not step.method.projects
-        and not step.method.moving
+        and training.max_grad_norm is None
+        and not training.gradient_metrics
+        and not method.projects
+        and not method.moving
     )

@@ -19,9 +19,16 @@ from fedlearn.spans import span
 from fedlearn.turns import CohortReport, Integers, Turns
 from fedlearn.types import State
 from strategies.continual.functional.chain import Chain
+from strategies.continual.functional.chain_deferral import (
+    TOGETHER,
+    Deferral,
+    Defers,
+    fitting,
+    pays,
+)
 from strategies.continual.functional.cohort import Stateless, stack
 from strategies.continual.functional.cohort_augmentation import augmented
-from strategies.continual.functional.cohort_batches import batches
+from strategies.continual.functional.cohort_batches import batches, num_samples
 from strategies.continual.functional.cohort_consolidation import Entry, class_balance
 from strategies.continual.functional.cohort_draws import (
     Domains,
@@ -32,7 +39,12 @@ from strategies.continual.functional.cohort_draws import (
 from strategies.continual.functional.cohort_gradients import ByChain, ByTransform, Gradients
 from strategies.continual.functional.cohort_measures import Measures
 from strategies.continual.functional.cohort_pieces import Piece, pieces
-from strategies.continual.functional.cohort_steps import Descending, Following, descends
+from strategies.continual.functional.cohort_steps import (
+    Deferring,
+    Descending,
+    Following,
+    descends,
+)
 from strategies.continual.functional.past import Past, keep, recall
 from strategies.continual.functional.slopes import Handed, is_mean
 from strategies.continual.functional.springs import Spring
@@ -58,18 +70,22 @@ class StackedTrainer:
         formulation: str,
         why: str,
         chunk: int,
+        defers: Defers = "never",
     ) -> None:
         """Prepare to train clients of `model`.
 
         Args:
             strategy: How they learn.
-            model: One that can be stacked; a chain for ``formulation="chain"``.
+            model: One that can be stacked; a chain unless ``formulation="vmap"``.
             device: Where.
-            formulation: ``"chain"`` or ``"vmap"``.
+            formulation: ``"chain"``, ``"deferred"`` or ``"vmap"``.
             why: Why so, in a line.
-            chunk: How many clients run at once.
+            chunk: How many clients run at once, each with weights of its own.
+            defers: When updates are deferred where they can be; of a chain that `can_defer`.
         """
-        self.formulation, self.why, self.chunk = formulation, why, chunk
+        self.formulation, self.why, self._stacked = formulation, why, chunk
+        self.chunk = chunk if defers == "never" else max(chunk, TOGETHER)
+        self._defers = defers
         self.keeps_state = strategy.keeps_state
         self._strategy, self._training = strategy, strategy.training
         self._device = device
@@ -77,6 +93,7 @@ class StackedTrainer:
         self._stateless = Stateless(self._model, self._training)
         self._criterion = _on(make_loss(self._training, None), device)
         self._step = self._prototype()
+        self._descends = descends(strategy.optimizer, strategy.training, strategy.method)
         self._gradients = self._make_gradients()
         self._entry = Entry(
             self._training,
@@ -121,15 +138,22 @@ class StackedTrainer:
             for name, tensor in (*parameters.items(), *buffers.items())
         }
         self._load(received)
+        report = self._train(received, turns, states, self._defers)
+        if self._defers != "never" and not np.isfinite(report.losses).all():
+            # Products of inputs overflow before weights do, so these have the last word.
+            report = self._train(received, turns, states, "never")
+        return report
+
+    def _train(
+        self,
+        received: Mapping[str, Tensor],
+        turns: Turns,
+        states: Sequence[State],
+        defers: Defers,
+    ) -> CohortReport:
         n = len(turns)
-        if self._keeps_weights:  # states will hold them
-            self._homes = {}
-        trained = _first(self._homes, self._trainable, n)
         report = CohortReport(
-            {
-                name: trained[name] if name in trained else received[name].expand(n, *shape)
-                for name, shape in self._shapes.items()
-            },
+            {},
             losses=np.zeros(n),
             steps=turns.num_steps(),
             replayed=np.zeros(n, dtype=np.int64),
@@ -142,16 +166,58 @@ class StackedTrainer:
             brought = [recall(each, self._strategy.method, self._device) for each in states]
             with span("consolidate"):
                 pasts = self._entry(brought, turns, whole)
-        for piece in pieces(turns, pasts, self._strategy.rehearsal, self.chunk):
-            self._train_piece(piece, received, trained, report, after, whole)
+        found = self._pieces(turns, pasts, defers)
+        trained: Tree = {}
+        if len(found) > 1 or not found[0][1] or not found[0][0].in_a_row or self._keeps_weights:
+            if self._keeps_weights:  # states will hold them
+                self._homes = {}
+            trained = _first(self._homes, self._trainable, n)
+        report.parameters = {
+            name: trained[name] if name in trained else received[name].expand(n, *shape)
+            for name, shape in self._shapes.items()
+        }
+        for piece, deferred in found:
+            self._train_piece(piece, deferred, received, trained, report, after, whole)
         report.states = after
         return report
+
+    def _pieces(
+        self, turns: Turns, pasts: Sequence[Past], defers: Defers
+    ) -> list[tuple[Piece, bool]]:
+        """Return the clients in pieces, and of each whether its updates are deferred."""
+        found: list[tuple[Piece, bool]] = []
+        for group in pieces(turns, pasts, self._strategy.rehearsal):
+            rows = self._deferred_rows(group, defers)
+            fit = fitting(self._chain, self._shapes, rows) if rows else self._stacked
+            size = min(self.chunk, fit)
+            found += ((piece, rows > 0) for piece in group.cut(size))
+        return found
+
+    def _deferred_rows(self, group: Piece, defers: Defers) -> int:
+        """Return how many samples a client has to remember at most; 0 to defer nothing."""
+        method, turns, pasts = self._strategy.method, group.turns, group.pasts
+        if defers == "never" or turns.config.get("proximal-mu") or not self._descends:
+            return 0
+        if pasts and pasts[0].memory is not None and method.springs(pasts[0].memory):
+            return 0
+        samples = min(turns.batch_size, int(turns.sizes.max()))
+        if group.kept:
+            assert self._strategy.rehearsal is not None
+            samples += self._strategy.rehearsal.batch_size or turns.batch_size
+        rows = samples * int(turns.num_steps().max())
+        return rows if defers == "always" or pays(self._chain, self._shapes, rows) else 0
+
+    @property
+    def _chain(self) -> Chain:
+        assert isinstance(self._gradients, ByChain)
+        return self._gradients.chain
 
     # One piece
 
     def _train_piece(
         self,
         piece: Piece,
+        deferred: bool,
         received: Mapping[str, Tensor],
         trained: Tree,
         report: CohortReport,
@@ -159,16 +225,16 @@ class StackedTrainer:
         whole: Tree,
     ) -> None:
         turns, places = piece.turns, piece.places
-        in_a_row = int(places[-1]) - int(places[0]) == len(places) - 1 and bool(
-            (np.diff(places) == 1).all()
-        )
-        if in_a_row:
+        if not trained:
+            params: Tree = {}
+        elif piece.in_a_row:
             window = slice(int(places[0]), int(places[-1]) + 1)
             params = {name: each[window] for name, each in trained.items()}
         else:
             params = _first(self._scratch, self._trainable, len(places))
         for name, each in params.items():
-            each.copy_(received[name])
+            if not (deferred and name in self._chain.trained):
+                each.copy_(received[name])
         domains = Domains(turns, self._training.heads is not None)
         with span("draw"):
             present, clock = present_draws(turns, domains, self._avoid_one)
@@ -187,8 +253,13 @@ class StackedTrainer:
         )
         if self._training.augment is not None:
             feed = augmented(feed, self._training.augment, turns, present, replay, clock)
-        stepper = self._stepper(piece, params)
-        like = next(iter(params.values()))
+        deferral: Deferral | None = None
+        if deferred:
+            rate = self._strategy.optimizer.scaled(float(turns.lr_factors[0])).lr
+            rows = num_samples(clock.steps, present, None if replay is None else replay.draws)
+            deferral = Deferral(self._chain, received, len(places), rows, rate, self._room)
+        stepper = self._stepper(piece, params, deferral)
+        like = next(iter(self._trainable.values()))
         losses = like.new_zeros(clock.passes.shape)
         lengths = torch.zeros_like(losses) if self._training.gradient_metrics else None
         with span("steps"):
@@ -196,7 +267,12 @@ class StackedTrainer:
                 row = losses[step, : batch.clients]
                 stepper(batch, row, None if lengths is None else lengths[step, : batch.clients])
             memories = stepper.end()
-        if not in_a_row:
+        if deferral is not None and trained:
+            for name, result in deferral.results().items():
+                result.stack(params[name])
+        elif deferral is not None:
+            report.parameters = {**report.parameters, **deferral.results()}
+        if trained and not piece.in_a_row:
             at = torch.from_numpy(places).to(self._device)
             for name, each in params.items():
                 trained[name].index_copy_(0, at, each)
@@ -214,7 +290,9 @@ class StackedTrainer:
                 if int(at) not in report.diverged:
                     after[at] = state
 
-    def _stepper(self, piece: Piece, params: Tree) -> Descending | Following:
+    def _stepper(
+        self, piece: Piece, params: Tree, deferral: Deferral | None
+    ) -> Descending | Deferring | Following:
         """Return what takes the steps of a piece."""
         turns, method = piece.turns, self._strategy.method
         mu = float(turns.config.get("proximal-mu", 0.0))  # type: ignore[arg-type]
@@ -230,13 +308,15 @@ class StackedTrainer:
             balance = class_balance(self._training, experiences, self._device)
         memories = [each.memory for each in piece.pasts]
         has_memory = bool(memories) and memories[0] is not None
-        if isinstance(self._gradients, ByChain) and descends(step):
+        if isinstance(self._gradients, ByChain) and self._descends:
+            needed = has_memory and not is_mean(method)
+            memory = stack(memories) if needed else None
+            if deferral is not None:
+                return Deferring(self._gradients, deferral, memory, balance)
             springs = [
                 (*(method.springs(memory) if has_memory else ()), *((proximal,) if mu else ()))
                 for memory in memories or [None] * len(turns)
             ]
-            needed = has_memory and not is_mean(method)
-            memory = stack(memories) if needed else None
             return Descending(step, self._gradients, params, memory, balance, springs, self._room)
         memory = stack(memories) if has_memory else None
         return Following(step, self._gradients, params, memory, balance)
@@ -289,7 +369,7 @@ class StackedTrainer:
         )
 
     def _make_gradients(self) -> Gradients:
-        if self.formulation == "chain":
+        if self.formulation != "vmap":
             chain = Chain.of(self._model)
             assert isinstance(chain, Chain)
             handed = Handed(self._model, self._training)

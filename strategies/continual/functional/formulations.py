@@ -2,6 +2,9 @@
 
 - ``chain``: the model is a chain of layers, whose backward pass is written by hand
   (`strategies.continual.functional.chain`);
+- ``deferred``: likewise, and clients share the weights that they were sent until a turn ends
+  (`strategies.continual.functional.chain_deferral`), wherever SGD is plain and nothing pulls at the
+  weights;
 - ``vmap``: ``torch.func.vmap`` batches the model's forward and backward pass;
 - ``loop``: one client after another, for models that cannot be stacked or are faster alone.
 """
@@ -16,9 +19,12 @@ from torch.func import grad, vmap
 from fedlearn.turns import FORMULATIONS, CohortTrainer, Formulation
 from fedlearn.types import LocalTraining
 from strategies.continual.functional.chain import Chain
+from strategies.continual.functional.chain_deferral import Defers, can_defer
 from strategies.continual.functional.cohort import Stateless, unstackable
 from strategies.continual.functional.cohort_loop import LoopTrainer
+from strategies.continual.functional.cohort_steps import descends
 from strategies.continual.functional.cohort_trainer import StackedTrainer
+from strategies.continual.functional.method import Method
 from strategies.continual.functional.trees import Tree
 
 if TYPE_CHECKING:
@@ -58,13 +64,10 @@ def trainer_of(
     model = copy.deepcopy(model).to(device).train()
     not_stacked = unstackable(model)
     chain = not_stacked or _chain(model, strategy.training)
-    if isinstance(chain, Chain) and formulation in ("auto", "chain"):
-        parameter = next(model.parameters())
-        chunk = chain.best_chunk(_BATCH, parameter.dtype, device)
-        why = "the model is a chain of layers"
-        return StackedTrainer(strategy, model, device, "chain", why, chunk)
-    if formulation == "chain":
-        raise ValueError(f"runtime.formulation=chain: {chain}")
+    if isinstance(chain, Chain) and formulation in ("auto", "deferred", "chain"):
+        return _by_chain(strategy, model, device, formulation, chain)
+    if formulation in ("deferred", "chain"):
+        raise ValueError(f"runtime.formulation={formulation}: {chain}")
     obstacle = not_stacked or _obstacle(model, strategy.training)
     if formulation == "auto" and obstacle is None and device.type == "cpu":
         obstacle = _busy(model)
@@ -74,6 +77,33 @@ def trainer_of(
     if formulation == "vmap":
         raise ValueError(f"runtime.formulation=vmap: {obstacle}")
     return LoopTrainer(strategy, model, device, obstacle)
+
+
+def _by_chain(
+    strategy: "FunctionalContinual",
+    model: nn.Module,
+    device: torch.device,
+    formulation: Formulation,
+    chain: Chain,
+) -> CohortTrainer:
+    """Return what trains clients of a model that is a chain."""
+    why = "the model is a chain of layers"
+    defers: Defers = "never"
+    if formulation == "deferred":
+        if not can_defer(chain):
+            raise ValueError(
+                "runtime.formulation=deferred: there is more to train than linear layers"
+            )
+        defers = "always"
+    elif formulation == "auto" and device.type == "cpu" and can_defer(chain):
+        method = strategy.method
+        pulls = type(method).springs is not Method.springs
+        if not pulls and descends(strategy.optimizer, strategy.training, method):
+            why = "linear layers and plain SGD: the updates of short turns are deferred"
+            defers = "where it pays"
+    chunk = chain.best_chunk(_BATCH, next(model.parameters()).dtype, device)
+    chosen = "chain" if defers == "never" else "deferred"
+    return StackedTrainer(strategy, model, device, chosen, why, chunk, defers)
 
 
 def _chain(model: nn.Module, training: LocalTraining) -> Chain | str:
