@@ -8,8 +8,11 @@ mean, and negative for a worse one. (scikit-learn's ``r2_score`` divides by the 
 tested samples instead, which differs from one experience and one client to the next.)
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,6 +25,9 @@ from fedlearn.types import Experience, Scenario
 
 BATCH = 2048
 """Samples a forward pass: large enough to amortise its overhead, small enough for any image."""
+
+Do = Callable[[Callable[[], None]], object]
+"""Has something done, at once or before long."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +53,18 @@ class Score:
 class Evaluator:
     """Scores a model on experiences; the model's parameters, buffers and mode stay as they were."""
 
-    def __init__(self, num_classes: int, heads: Sequence[Sequence[int]] | None) -> None:
+    def __init__(
+        self, num_classes: int, heads: Sequence[Sequence[int]] | None, threads: int = 1
+    ) -> None:
         """Make an evaluator.
 
         Args:
             num_classes: C.
             heads: Classes of each head by task label, or None for one head over all classes.
+            threads: How many batches go through the model at the same time, which must not mind;
+                scores are the same with any number.
         """
+        self._threads = threads
         self._heads = head_table(heads, num_classes) if heads is not None else None
 
     def score(self, model: nn.Module, experience: Experience) -> Score:
@@ -70,12 +81,20 @@ class Evaluator:
         alike: dict[tuple[int, int], list[int]] = {}
         for at, each in enumerate(experiences):
             alike.setdefault(self._way(each), []).append(at)
-        found: dict[int, Score] = {}
-        for places in alike.values():
-            members = [experiences[at] for at in places]
-            for at, score in zip(places, self._together(model, members), strict=True):
-                found[at] = score
+        asked: list[tuple[list[int], Tensor, Tensor, Tensor]] = []
+        with self._doing() as do:
+            for places in alike.values():
+                rows = torch.unique(torch.cat([experiences[at].rows for at in places]))
+                asked.append(
+                    (places, rows, *self._of_rows(model, experiences[places[0]], rows, do))
+                )
         model.train(was_training)
+        found: dict[int, Score] = {}
+        for places, rows, correct, loss in asked:
+            for at in places:
+                own = torch.searchsorted(rows, experiences[at].rows)
+                gained, lost = float(correct[own].sum()), float(loss[own].sum())
+                found[at] = Score(gained, lost, len(own))
         return [found[at] for at in range(len(experiences))]
 
     def tally(
@@ -105,11 +124,14 @@ class Evaluator:
             alike.setdefault(self._way(one), (one, []))[1].append((at, index))
         was_training = model.training
         model.eval()
-        for one, pairs in alike.values():
-            rows = [held.rows[begins[pair] : begins[pair] + totals[pair]] for pair in pairs]
-            unique, places = torch.unique(torch.cat(rows), return_inverse=True)
-            gained, _ = self._of_rows(model, one, unique)
-            sizes = [len(each) for each in rows]
+        asked: list[tuple[list[tuple[int, int]], list[int], Tensor, Tensor]] = []
+        with self._doing() as do:
+            for one, pairs in alike.values():
+                rows = [held.rows[begins[pair] : begins[pair] + totals[pair]] for pair in pairs]
+                unique, places = torch.unique(torch.cat(rows), return_inverse=True)
+                gained, _ = self._of_rows(model, one, unique, do)
+                asked.append((pairs, [len(each) for each in rows], places, gained))
+        for pairs, sizes, places, gained in asked:
             sums = [float(part.sum()) for part in torch.split(gained[places], sizes)]
             correct[tuple(np.array(pairs).T)] = sums
         model.train(was_training)
@@ -120,28 +142,41 @@ class Evaluator:
         head = experience.task_label if self._heads is not None else 0
         return id(experience.transform), head
 
-    def _together(self, model: nn.Module, experiences: Sequence[Experience]) -> list[Score]:
-        """Return the scores on experiences of the same domain and head."""
-        rows = torch.unique(torch.cat([each.rows for each in experiences]))
-        correct, loss = self._of_rows(model, experiences[0], rows)
-        scores = []
-        for each in experiences:
-            places = torch.searchsorted(rows, each.rows)
-            gained, lost = correct[places].sum(), loss[places].sum()
-            scores.append(Score(float(gained), float(lost), len(each)))
-        return scores
+    def _of_rows(
+        self, model: nn.Module, one: Experience, rows: Tensor, do: Do
+    ) -> tuple[Tensor, Tensor]:
+        """Have found what each of `rows` (n,), in the way of `one`, counts for, and its loss.
 
-    @torch.no_grad()
-    def _of_rows(self, model: nn.Module, one: Experience, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what each of `rows` (n,), in the way of `one`, counts for and its loss, on CPU."""
+        Both are on the CPU, and there once all is done.
+        """
         correct, loss = torch.zeros((2, len(rows)), dtype=torch.float64)
         device = next(model.parameters(), one.samples.x).device
-        for start in range(0, len(rows), BATCH):
-            part = slice(start, start + BATCH)
+
+        @torch.no_grad()
+        def test(part: slice) -> None:
             x, y = (each.to(device) for each in one.gather(rows[part]))
             gained, lost = self._outcomes(model(x), y, one)
             correct[part], loss[part] = gained.cpu(), lost.cpu()
+
+        for start in range(0, len(rows), BATCH):
+            do(partial(test, slice(start, start + BATCH)))
         return correct, loss
+
+    @contextmanager
+    def _doing(self) -> Iterator[Do]:
+        """Yield what has things done: all are, when it ends.
+
+        In other threads torch uses as many threads as in this one, or the last bits could differ.
+        """
+        if self._threads == 1:
+            yield lambda task: task()
+            return
+        tasks: list[Future[None]] = []
+        inner = torch.get_num_threads()
+        with ThreadPoolExecutor(self._threads, "test", torch.set_num_threads, (inner,)) as pool:
+            yield lambda task: tasks.append(pool.submit(task))
+            for each in tasks:
+                each.result()
 
     def _outcomes(
         self, outputs: Tensor, y: Tensor, experience: Experience

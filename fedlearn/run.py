@@ -148,14 +148,14 @@ def _rescue(checkpointing: Checkpointing, tracker: "Tracker") -> None:
 
 def make_parts(experiment: "Experiment", tracker: "Tracker") -> tuple[Server, Client]:
     """Return the server and what the clients share, built from the experiment's parts."""
-    settings = experiment.settings
+    settings, scenario = experiment.settings, experiment.scenario
     server = Server(
-        experiment.scenario,
+        scenario,
         experiment.schedule,
         experiment.aggregation,
         experiment.bound,
         experiment.build_model,
-        Evaluator(experiment.scenario.num_classes, experiment.training.heads),
+        Evaluator(scenario.num_classes, experiment.training.heads, experiment.runtime.testers),
         RoundPlan(
             run_seed=settings.seed,
             fraction_train=settings.fraction_train,

@@ -1,5 +1,6 @@
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -81,6 +82,50 @@ def test_many_batches_count_every_sample_once():
     score = Evaluator(CLASSES, None).score(Echo(), experience)
     assert score.total == total
     assert score.correct == sum(1 for index in range(total) if index % CLASSES == 0)
+
+
+@pytest.mark.parametrize("threads", [2, 5])
+def test_scores_are_the_same_with_any_number_of_threads(threads):
+    draws = torch.Generator().manual_seed(0)
+    total = 3 * BATCH + 7
+    samples = Samples(
+        torch.randn(total, CLASSES, generator=draws),
+        torch.randint(CLASSES, (total,), generator=draws),
+    )
+    whole = Experience(0, samples, torch.arange(total), (0,))
+    flipped = replace(whole, transform=partial(torch.flip, dims=(1,)))
+    experiences = [whole, flipped, replace(whole, rows=torch.arange(0, total, 3))]
+    with borrowed_global_rng(1):
+        model = nn.Sequential(nn.Linear(CLASSES, 30), nn.Dropout(0.5), nn.Linear(30, CLASSES))
+    expected = Evaluator(CLASSES, None).scores(model, experiences)
+    assert Evaluator(CLASSES, None, threads).scores(model, experiences) == expected
+    assert len({score.correct for score in expected}) == len(expected)
+    assert not any(each.requires_grad for each in Watched.of(model, samples, threads))
+
+
+class Watched(nn.Module):
+    """Keeps its outputs."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.seen = model, []
+
+    def forward(self, x):
+        self.seen.append(self.model(x))
+        return self.seen[-1]
+
+    @classmethod
+    def of(cls, model, samples, threads):
+        watched = cls(model)
+        whole = Experience(0, samples, torch.arange(len(samples)), (0,))
+        Evaluator(CLASSES, None, threads).score(watched, whole)
+        return watched.seen
+
+
+def test_what_a_thread_raises_is_raised():
+    experience = _experience([[1.0, 2, 3, 4]], [3], transform=lambda x: x.view(-1, 7))
+    with pytest.raises(RuntimeError, match="shape"):
+        Evaluator(CLASSES, None, 2).score(Echo(), experience)
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -18,7 +18,7 @@ from fedlearn.config.errors import ConfigError
 from fedlearn.deployment.folder import Folder
 from fedlearn.deployment.grid import DeploymentGrid, Patience, Roll
 from fedlearn.runtimes.device_names import resolve
-from fedlearn.runtimes.inprocess import torch_threads
+from fedlearn.runtimes.inprocess import num_cores, torch_threads
 from fedlearn.types import ContinualStrategy
 
 
@@ -27,6 +27,7 @@ class Deployment:
 
     Attributes:
         devices: Where the server's model is.
+        testers: How many threads may test it.
         connection: The deployment's folder.
     """
 
@@ -64,6 +65,7 @@ class Deployment:
         self.devices = resolve(devices, "deployment", several=False)
         self.connection = connection
         self._patience = Patience(round_s, quorum, gather_s, quorum_s)
+        self.testers = max(1, num_cores() // threads) if self.devices[0].type == "cpu" else 1
         self._threads = threads
         self._given: tuple[Any, Roll, Callable[[], None]] | None = None
 

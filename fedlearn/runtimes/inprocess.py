@@ -145,6 +145,7 @@ class InProcess:
     Attributes:
         devices: Where samples and models live; the server's model is on the first one.
         formulation: How cohorts are trained as one program, or ``"auto"``.
+        testers: How many threads may test the server's model; as many as there are workers.
     """
 
     def __init__(
@@ -176,8 +177,7 @@ class InProcess:
                 in use or `threads` is more than 1; None for whichever fits.
             state_dir: Folder where workers keep clients' states in files without names, which go
                 with the run; None for in memory.
-            formulation: How ``vectorized`` trains a cohort: ``chain``, by hand-derived kernels;
-                ``vmap``; ``loop``, client by client; ``auto`` takes the fastest that fits.
+            formulation: How ``vectorized`` trains a cohort, one of `FORMULATIONS`.
 
         Raises:
             ValueError: A value is unknown or out of range, or `executor` has no use for it.
@@ -220,7 +220,9 @@ class InProcess:
             )
         self._executor = executor
         self._threads = threads
-        self._workers = workers
+        self._workers = workers or max(1, num_cores() // threads)
+        on_cpu = executor != "serial" and self.devices[0].type == "cpu"
+        self.testers = self._workers if on_cpu else 1
         self._start = start
         self._state_dir = state_dir
         self.formulation = formulation
@@ -268,7 +270,7 @@ class InProcess:
         if self._start == "fork" and spawn:
             raise ValueError("runtime.start=fork: does not work where CUDA is in use; take spawn")
         start = self._start or ("spawn" if spawn else "fork")
-        workers = min(self._workers or max(1, num_cores() // self._threads), num_clients)
+        workers = min(self._workers, num_clients)
         folder = None if self._state_dir is None else Path(self._state_dir)
         if self._executor == "process":
             samples = client.scenario.shares.sizes().sum(1).double().numpy()

@@ -38,6 +38,7 @@ class RaySimulation:
 
     Attributes:
         devices: Where the server's model lives: the CPU.
+        testers: How many threads may test it.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class RaySimulation:
         self.devices = [torch.device("cpu")]
         self._address = address
         self._resources = {"num_cpus": num_cpus, "num_gpus": num_gpus}
+        self.testers = max(1, num_cores() // threads)
         self._threads = threads
         self._workers = workers
 

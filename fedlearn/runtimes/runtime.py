@@ -17,9 +17,11 @@ class Runtime(Protocol):
 
     Attributes:
         devices: Where samples and models live; the server's model is on the first one.
+        testers: How many threads may test the server's model, when clients are done.
     """
 
     devices: list[torch.device]
+    testers: int
 
     def check(self, continual: ContinualStrategy, build_model: Callable[[], nn.Module]) -> None:
         """Check that it can train clients of such a model by such a strategy.
