@@ -579,7 +579,7 @@ def test_samples_in_the_host_are_tested_where_the_model_is():
         samples = Samples(torch.empty(12, 6), torch.empty(12, dtype=torch.int64))
         model = torch.nn.Linear(6, CLASSES, device="cuda:0")
         one = Experience(0, samples, rows, (0, 1))
-        correct, loss = Evaluator(CLASSES, None)._of_rows(model, one, rows)
+        correct, loss = Evaluator(CLASSES, None)._of_rows(model, one, rows, lambda task: task())
     assert correct.shape == loss.shape == (12,)
 
 

@@ -31,9 +31,9 @@ Shapes = Mapping[str, Sequence[int]]
 Defers = Literal["never", "where it pays", "always"]
 """When updates are deferred where they can be."""
 
-TOGETHER = 32
-"""Clients whose samples go through a shared weight at once: with batches of 10, products of so many
-rows run at nine tenths of a core's full speed."""
+TOGETHER = 64
+"""Clients whose samples go through a shared weight at once. With batches of 10, those of 25 make
+products at nine tenths of a core's full speed; what a step costs besides is shared by more."""
 
 ROOM = 64 * 2**20
 """Bytes of what clients who run at once may have to remember."""

@@ -21,15 +21,12 @@ from fedlearn.types import State
 from strategies.continual.functional.chain import Chain
 from strategies.continual.functional.chain_deferral import (
     TOGETHER,
-    Deferral,
     Defers,
-    fitting,
-    pays,
 )
-from strategies.continual.functional.cohort import Stateless, stack
+from strategies.continual.functional.cohort import Stateless
 from strategies.continual.functional.cohort_augmentation import augmented
 from strategies.continual.functional.cohort_batches import batches, num_samples
-from strategies.continual.functional.cohort_consolidation import Entry, class_balance
+from strategies.continual.functional.cohort_consolidation import Entry
 from strategies.continual.functional.cohort_draws import (
     Domains,
     Replay,
@@ -38,16 +35,15 @@ from strategies.continual.functional.cohort_draws import (
 )
 from strategies.continual.functional.cohort_gradients import ByChain, ByTransform, Gradients
 from strategies.continual.functional.cohort_measures import Measures
-from strategies.continual.functional.cohort_pieces import Piece, pieces
+from strategies.continual.functional.cohort_pieces import Piece
+from strategies.continual.functional.cohort_stepping import Stepping
 from strategies.continual.functional.cohort_steps import (
     Deferring,
     Descending,
     Following,
-    descends,
 )
 from strategies.continual.functional.past import Past, keep, recall
-from strategies.continual.functional.slopes import Handed, is_mean
-from strategies.continual.functional.springs import Spring
+from strategies.continual.functional.slopes import Handed
 from strategies.continual.functional.step import Step, by_transform
 from strategies.continual.functional.trees import Tree
 
@@ -83,7 +79,7 @@ class StackedTrainer:
             chunk: How many clients run at once, each with weights of its own.
             defers: When updates are deferred where they can be; of a chain that `can_defer`.
         """
-        self.formulation, self.why, self._stacked = formulation, why, chunk
+        self.formulation, self.why = formulation, why
         self.chunk = chunk if defers == "never" else max(chunk, TOGETHER)
         self._defers = defers
         self.keeps_state = strategy.keeps_state
@@ -92,9 +88,9 @@ class StackedTrainer:
         self._model = copy.deepcopy(model).to(device).train()
         self._stateless = Stateless(self._model, self._training)
         self._criterion = _on(make_loss(self._training, None), device)
-        self._step = self._prototype()
-        self._descends = descends(strategy.optimizer, strategy.training, strategy.method)
-        self._gradients = self._make_gradients()
+        step = self._prototype()
+        self._gradients = self._make_gradients(step)
+        self._stepping = Stepping(strategy, step, self._gradients, self._model, chunk, device)
         self._entry = Entry(
             self._training,
             strategy.method,
@@ -123,7 +119,6 @@ class StackedTrainer:
         self._shapes = {name: each.shape for name, each in self._model.named_parameters()}
         self._homes: dict[str, Tensor] = {}
         self._scratch: dict[str, Tensor] = {}
-        self._room: dict[str, Tensor] = {}
 
     def train(
         self,
@@ -166,7 +161,7 @@ class StackedTrainer:
             brought = [recall(each, self._strategy.method, self._device) for each in states]
             with span("consolidate"):
                 pasts = self._entry(brought, turns, whole)
-        found = self._pieces(turns, pasts, defers)
+        found = self._stepping.pieces(turns, pasts, self.chunk, defers)
         trained: Tree = {}
         if len(found) > 1 or not found[0][1] or not found[0][0].in_a_row or self._keeps_weights:
             if self._keeps_weights:  # states will hold them
@@ -180,37 +175,6 @@ class StackedTrainer:
             self._train_piece(piece, deferred, received, trained, report, after, whole)
         report.states = after
         return report
-
-    def _pieces(
-        self, turns: Turns, pasts: Sequence[Past], defers: Defers
-    ) -> list[tuple[Piece, bool]]:
-        """Return the clients in pieces, and of each whether its updates are deferred."""
-        found: list[tuple[Piece, bool]] = []
-        for group in pieces(turns, pasts, self._strategy.rehearsal):
-            rows = self._deferred_rows(group, defers)
-            fit = fitting(self._chain, self._shapes, rows) if rows else self._stacked
-            size = min(self.chunk, fit)
-            found += ((piece, rows > 0) for piece in group.cut(size))
-        return found
-
-    def _deferred_rows(self, group: Piece, defers: Defers) -> int:
-        """Return how many samples a client has to remember at most; 0 to defer nothing."""
-        method, turns, pasts = self._strategy.method, group.turns, group.pasts
-        if defers == "never" or turns.config.get("proximal-mu") or not self._descends:
-            return 0
-        if pasts and pasts[0].memory is not None and method.springs(pasts[0].memory):
-            return 0
-        samples = min(turns.batch_size, int(turns.sizes.max()))
-        if group.kept:
-            assert self._strategy.rehearsal is not None
-            samples += self._strategy.rehearsal.batch_size or turns.batch_size
-        rows = samples * int(turns.num_steps().max())
-        return rows if defers == "always" or pays(self._chain, self._shapes, rows) else 0
-
-    @property
-    def _chain(self) -> Chain:
-        assert isinstance(self._gradients, ByChain)
-        return self._gradients.chain
 
     # One piece
 
@@ -233,8 +197,7 @@ class StackedTrainer:
         else:
             params = _first(self._scratch, self._trainable, len(places))
         for name, each in params.items():
-            if not (deferred and name in self._chain.trained):
-                each.copy_(received[name])
+            each.copy_(received[name])
         domains = Domains(turns, self._training.heads is not None)
         with span("draw"):
             present, clock = present_draws(turns, domains, self._avoid_one)
@@ -253,12 +216,12 @@ class StackedTrainer:
         )
         if self._training.augment is not None:
             feed = augmented(feed, self._training.augment, turns, present, replay, clock)
-        deferral: Deferral | None = None
+        stepper: Descending | Deferring | Following
         if deferred:
-            rate = self._strategy.optimizer.scaled(float(turns.lr_factors[0])).lr
             rows = num_samples(clock.steps, present, None if replay is None else replay.draws)
-            deferral = Deferral(self._chain, received, len(places), rows, rate, self._room)
-        stepper = self._stepper(piece, params, deferral)
+            stepper = self._stepping.deferring(piece, received, rows)
+        else:
+            stepper = self._stepping.stepper(piece, params)
         like = next(iter(self._trainable.values()))
         losses = like.new_zeros(clock.passes.shape)
         lengths = torch.zeros_like(losses) if self._training.gradient_metrics else None
@@ -267,11 +230,13 @@ class StackedTrainer:
                 row = losses[step, : batch.clients]
                 stepper(batch, row, None if lengths is None else lengths[step, : batch.clients])
             memories = stepper.end()
-        if deferral is not None and trained:
-            for name, result in deferral.results().items():
-                result.stack(params[name])
-        elif deferral is not None:
-            report.parameters = {**report.parameters, **deferral.results()}
+        if isinstance(stepper, Deferring):
+            results = stepper.deferral.results()
+            if not trained:
+                report.parameters = {**report.parameters, **results}
+            for name, home in params.items():
+                if name in results:
+                    results[name].stack(home)
         if trained and not piece.in_a_row:
             at = torch.from_numpy(places).to(self._device)
             for name, each in params.items():
@@ -289,37 +254,6 @@ class StackedTrainer:
             for at, state in zip(places, states, strict=True):
                 if int(at) not in report.diverged:
                     after[at] = state
-
-    def _stepper(
-        self, piece: Piece, params: Tree, deferral: Deferral | None
-    ) -> Descending | Deferring | Following:
-        """Return what takes the steps of a piece."""
-        turns, method = piece.turns, self._strategy.method
-        mu = float(turns.config.get("proximal-mu", 0.0))  # type: ignore[arg-type]
-        proximal = None
-        if mu:
-            anchor = {name: each[0].clone() for name, each in params.items()}
-            proximal = Spring(mu / 2, anchor)
-        optimizer = self._strategy.optimizer.scaled(float(turns.lr_factors[0]))
-        step = replace(self._step, optimizer=optimizer, proximal=proximal)
-        balance = None
-        if self._training.class_balance is not None:
-            experiences = [turns.experience(at) for at in range(len(turns))]
-            balance = class_balance(self._training, experiences, self._device)
-        memories = [each.memory for each in piece.pasts]
-        has_memory = bool(memories) and memories[0] is not None
-        if isinstance(self._gradients, ByChain) and self._descends:
-            needed = has_memory and not is_mean(method)
-            memory = stack(memories) if needed else None
-            if deferral is not None:
-                return Deferring(self._gradients, deferral, memory, balance)
-            springs = [
-                (*(method.springs(memory) if has_memory else ()), *((proximal,) if mu else ()))
-                for memory in memories or [None] * len(turns)
-            ]
-            return Descending(step, self._gradients, params, memory, balance, springs, self._room)
-        memory = stack(memories) if has_memory else None
-        return Following(step, self._gradients, params, memory, balance)
 
     def _measure(self, measures: Measures, places: Integers, report: CohortReport) -> None:
         report.losses[places] = measures.mean_losses()
@@ -368,14 +302,14 @@ class StackedTrainer:
             measures_gradient=self._training.gradient_metrics,
         )
 
-    def _make_gradients(self) -> Gradients:
+    def _make_gradients(self, step: Step[Any]) -> Gradients:
         if self.formulation != "vmap":
             chain = Chain.of(self._model)
             assert isinstance(chain, Chain)
             handed = Handed(self._model, self._training)
             return ByChain(chain, self._strategy.method, handed, self._criterion)
         surveyed = Stateless(self._model, self._training, evaluating=True)
-        return ByTransform(self._step, surveyed, {})
+        return ByTransform(step, surveyed, {})
 
     @torch.no_grad()
     def _load(self, received: Mapping[str, Tensor]) -> None:
