@@ -433,7 +433,11 @@ def test_doctor_finds_this_machine_fit(runs: Path, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        ("engine=functional", "chain, 128 clients at once: the model is a chain of layers"),
+        ("engine=functional", "deferred, 128 clients at once: linear layers and plain SGD: "),
+        (
+            "engine=functional continual=ewc",
+            "chain, 128 clients at once: the model is a chain of layers",
+        ),
         ("engine=functional model=cnn runtime.executor=vectorized", "chain, 1 clients at once"),
         ("engine=functional model.dropout=0.5", "loop, 1 clients at once: "),
         ("engine=avalanche", "no: runtime.executor=vectorized: needs engine=functional"),
